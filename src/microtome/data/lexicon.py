@@ -61,7 +61,7 @@ FEMALE_NAMES = _words(
     "Grace Lucy Rose Clara Karen Linda Nancy Diana Claire Rachel Sophie Maria Hannah Ellen Martha"
 )
 MALE_NAMES = _words(
-    "John Tom James Paul Mark Peter David Daniel Michael Robert George Henry Jack Adam Ben "
+    "John Tom James Paul Mark Peter David Daniel Michael Robert George Henry Jack Adam Philip "
     "Sam Simon Martin Andrew Kevin Brian Eric Charles William Joseph Thomas Luke Max Leo Frank"
 )
 NAMES = FEMALE_NAMES + MALE_NAMES

@@ -1,0 +1,277 @@
+"""How is the bundled model trained, and can anybody train it again?
+
+1. An ordinary `GPT2LMHeadModel` is initialised from the seed.
+2. Step ``n`` takes the ``n``-th batch of training documents, a pure function of the seed, with AdamW under a
+   warm-up and a cosine.
+3. Every `save_every` steps weights, optimizer state and losses go to ``resume.safetensors``, replaced in one
+   move. A run that was killed goes on from there and ends with the same weights as one that was not.
+4. About a dozen log-spaced checkpoints are kept in half precision.
+5. At the end the folder holds the model and tokenizer as Hugging Face saves them, and ``training.json``: the
+   settings, versions, loss curve, and the behaviours on held-out stories.
+
+``python -m microtome.testbeds.stories.train --out DIR --seed 0`` trains the bundled model; ``--width 2`` its
+twin, twice as wide; ``--twin DIR`` writes a finished twin's loss beside the model's own.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from pydantic import Field
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from microtome.core.config import Config
+from microtome.core.errors import StoreError
+from microtome.testbeds.stories.behaviours import measure
+from microtome.testbeds.stories.corpus import CONTEXT, documents
+from microtome.testbeds.stories.grammar import BOS, PAD, VOCABULARY
+from microtome.testbeds.stories.tokenizer import build
+
+HELD_OUT_DOCUMENTS = 2000
+_CURVE_POINT = 50
+
+
+class Settings(Config):
+    """Everything that the trained weights depend on."""
+
+    seed: int = Field(0, description="seeds the weights and the stories")
+    width: float = Field(1.0, gt=0, description="multiplies the hidden size; 2 makes the twin")
+    hidden: int = Field(96, gt=0, description="hidden size at width 1")
+    layers: int = Field(4, gt=0, description="blocks")
+    heads: int = Field(4, gt=0, description="attention heads in each block")
+    steps: int = Field(5000, gt=0, description="optimizer steps")
+    batch: int = Field(16, gt=0, description="documents of 128 tokens in a step")
+    learning_rate: float = Field(3e-3, gt=0, description="highest learning rate")
+    warmup: int = Field(200, ge=0, description="steps over which the learning rate rises")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's decay of matrices")
+
+
+def new_model(settings: Settings) -> GPT2LMHeadModel:
+    """The untrained model of these settings, initialised from their seed."""
+    torch.manual_seed(settings.seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(VOCABULARY),
+            n_positions=CONTEXT,
+            n_embd=round(settings.hidden * settings.width),
+            n_layer=settings.layers,
+            n_head=settings.heads,
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=BOS,
+            eos_token_id=BOS,
+            pad_token_id=PAD,
+        )
+    )
+
+
+def checkpoint_steps(steps: int, count: int = 12) -> list[int]:
+    """Log-spaced steps from 10, or the first, to the last."""
+    first = min(10, steps)
+    return sorted({round(first * (steps / first) ** (i / (count - 1))) for i in range(count)})
+
+
+def train(out: Path, settings: Settings, save_every: int = 250, stop_after: int | None = None) -> None:
+    """Trains into ``out``, or goes on with what stands there; a finished folder is left as it is.
+
+    Args:
+        out: the model's folder, made if need be.
+        settings: what to train.
+        save_every: steps between two states from which a stopped run goes on.
+        stop_after: stop once this many steps are done in all, leaving a run to be resumed.
+
+    Raises:
+        StoreError: if ``out`` holds a run with other settings, or an unreadable state.
+    """
+    if (out / "training.json").exists():
+        _refuse_other(json.loads((out / "training.json").read_text())["settings"], settings, out)
+        return
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = new_model(settings).to(device).train()
+    optimizer = _optimizer(model, settings)
+    losses: list[float] = _resume(out / "resume.safetensors", settings, model, optimizer)
+    kept = checkpoint_steps(settings.steps)
+    started = time.monotonic()
+    for step in track(range(len(losses), min(settings.steps, stop_after or settings.steps)), "training"):
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, settings)
+        corpus = documents(settings.seed, step * settings.batch, settings.batch)
+        tokens = torch.from_numpy(corpus.tokens.astype(np.int64)).to(device)
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        if len(losses) in kept:
+            halves = {name: tensor.half() for name, tensor in _weights(model).items()}
+            save_file(halves, out / "checkpoints" / f"step-{len(losses):06d}.safetensors")
+        if len(losses) % save_every == 0:
+            _save_state(out / "resume.safetensors", settings, model, optimizer, losses)
+    if len(losses) == settings.steps:
+        _finish(out, settings, model, losses, time.monotonic() - started)
+
+
+def record_twin(out: Path, twin: Path) -> None:
+    """Writes the held-out loss of a finished twin into the log of the model in ``out``.
+
+    Raises:
+        StoreError: if either run is not finished, or they differ in more than their width.
+    """
+    logs = []
+    for folder in (out, twin):
+        if not (folder / "training.json").exists():
+            raise StoreError(f"expected a finished run in {folder}, found no training.json: train it first")
+        logs.append(json.loads((folder / "training.json").read_text()))
+    log, other = logs
+    _refuse_other(
+        other["settings"] | {"width": log["settings"]["width"]}, Settings.read(log["settings"]), twin
+    )
+    log["twin"] = {
+        "width": other["settings"]["width"],
+        "loss": other["held_out"]["loss"],
+        "difference": log["held_out"]["loss"] - other["held_out"]["loss"],
+    }
+    _write_json(out / "training.json", log)
+
+
+def _optimizer(model: GPT2LMHeadModel, settings: Settings) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+
+
+def _learning_rate(step: int, settings: Settings) -> float:
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def _weights(model: GPT2LMHeadModel) -> dict[str, Tensor]:
+    """The parameters by name, the tied unembedding once."""
+    return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+
+
+def _save_state(
+    path: Path,
+    settings: Settings,
+    model: GPT2LMHeadModel,
+    optimizer: torch.optim.AdamW,
+    losses: list[float],
+) -> None:
+    tensors = {f"weight/{name}": tensor for name, tensor in _weights(model).items()}
+    for name, parameter in model.named_parameters():
+        for key in ("exp_avg", "exp_avg_sq"):
+            tensors[f"{key}/{name}"] = optimizer.state[parameter][key].cpu()
+    tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"settings": settings.model_dump_json()})
+    os.replace(partial, path)
+
+
+def _resume(
+    path: Path, settings: Settings, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW
+) -> list[float]:
+    if not path.exists():
+        return []
+    try:
+        with safe_open(path, "pt") as file:
+            saved = json.loads(file.metadata()["settings"])
+        tensors = load_file(path)
+    except Exception as error:
+        raise StoreError(f"{path} cannot be read ({error}): remove it to train from the start") from error
+    _refuse_other(saved, settings, path.parent)
+    losses: list[float] = tensors["losses"].tolist()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"weight/{name}"])
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(len(losses))),
+                **{key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")},
+            }
+    return losses
+
+
+def _finish(
+    out: Path, settings: Settings, model: GPT2LMHeadModel, losses: list[float], seconds: float
+) -> None:
+    model.eval()
+    model.save_pretrained(out)
+    build().save_pretrained(out)
+    report = measure(model, settings.seed, HELD_OUT_DOCUMENTS)
+    log = {
+        "settings": settings.model_dump(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokens": settings.steps * settings.batch * CONTEXT,
+        "seconds_since_last_start": round(seconds),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "held_out": {"documents": HELD_OUT_DOCUMENTS, **report.plain()},
+        "loss_curve": {
+            str(end): round(float(np.mean(losses[max(0, end - _CURVE_POINT) : end])), 4)
+            for end in range(_CURVE_POINT, len(losses) + 1, _CURVE_POINT)
+        },
+    }
+    _write_json(out / "training.json", log)
+    (out / "resume.safetensors").unlink(missing_ok=True)
+
+
+def _refuse_other(saved: dict[str, Any], settings: Settings, folder: Path) -> None:
+    wanted = settings.model_dump()
+    other = [f"{k} {saved.get(k)} instead of {v}" for k, v in wanted.items() if saved.get(k) != v]
+    if other:
+        raise StoreError(
+            f"{folder} holds a run with {', '.join(other)}: train into another folder, or with its settings"
+        )
+
+
+def _write_json(path: Path, log: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(log, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def main() -> None:
+    """The command line: one option for each of `Settings`, and where to write."""
+    parser = argparse.ArgumentParser(description="Train the bundled model on stories.")
+    parser.add_argument("--out", type=Path, required=True, help="the model's folder")
+    parser.add_argument("--twin", type=Path, help="folder of a finished twin, to note its loss")
+    parser.add_argument("--threads", type=int, default=1, help="processor threads")
+    for name, field in Settings.model_fields.items():
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, type=type(field.default), default=field.default, help=field.description)
+    arguments = vars(parser.parse_args())
+    out, twin, threads = (arguments.pop(name) for name in ("out", "twin", "threads"))
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    train(out, Settings.read(arguments))
+    if twin is not None:
+        record_twin(out, twin)
+
+
+if __name__ == "__main__":
+    main()
