@@ -1,0 +1,25 @@
+"""The base of every method's configuration: frozen, unknown keys refused, a sentence at each field."""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from microtome.core.errors import InputError
+
+
+class Config(BaseModel):
+    """Settings of a method. Subclasses declare fields with `Field(default, description="…")`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+
+    @classmethod
+    def read(cls, settings: dict[str, Any]) -> Self:
+        """Build from plain values (a command line, a file). Raises `InputError` naming each bad field."""
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
+            )
+            known = ", ".join(cls.model_fields)
+            raise InputError(f"settings do not fit: {problems}. The fields are: {known}") from error

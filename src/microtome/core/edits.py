@@ -1,0 +1,269 @@
+"""What to do to the value at a site. Edits are data: listed, saved, loaded, compared, undone by leaving them out.
+
+Each edit names a site (with its heads, units and positions) and the rows of the batch it applies to; the model
+takes the selected values `[row, position, …]`, calls `apply`, and puts the answer back. Several edits at one site
+apply in the order given. A read at an edited site sees the edited value.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from microtome.core.errors import EditError, StoreError
+from microtome.core.site import Site, as_site
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """Base of all edits. `rows`: rows of the batch it applies to, `None` = all."""
+
+    site: Site
+    rows: tuple[int, ...] | None = None
+    kind: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "site", as_site(self.site))
+        if self.site.gradient:
+            raise EditError(f"{self.site} is a gradient: it can be read, not edited; edit {self.site.whole}")
+
+    def apply(self, value: Tensor) -> Tensor:
+        """Selected values `[row, position, …]` in, values of the same shape out."""
+        raise NotImplementedError
+
+    def on_rows(self, rows: Sequence[int]) -> Self:
+        """The same edit, on these rows."""
+        return replace(self, rows=tuple(rows))
+
+    def for_row(self, row: int, target: int) -> Self:
+        """The part of this edit that concerns `row`, moved to row `target` of another batch."""
+        changes: dict[str, Any] = {"rows": (target,)}
+        for name in self._per_row():
+            tensor = getattr(self, name)
+            index = row if self.rows is None else self.rows.index(row)
+            if tensor.shape[0] > 1:
+                changes[name] = tensor[index : index + 1]
+        return replace(self, **changes)
+
+    def _per_row(self) -> tuple[str, ...]:
+        """Fields whose first axis is the row."""
+        return ()
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(_same(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        rest = ", ".join(f"{f.name}={_brief(getattr(self, f.name))}" for f in fields(self)[2:])
+        rows = f", rows={list(self.rows)}" if self.rows is not None else ""
+        return f"{type(self).__name__}({self.site}{', ' + rest if rest else ''}{rows})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Set(Edit):
+    """Replace by `value`, broadcast over the selection `[row, position, …]`.
+
+    origin: what the value is, kept for reports: "set", "patch" (from another run), "mean", "resample".
+    """
+
+    value: Tensor = torch.zeros(())
+    origin: str = "set"
+    kind: ClassVar[str] = "set"
+
+    def apply(self, value: Tensor) -> Tensor:
+        return _fit(self.value, value, self).expand_as(value)
+
+    def _per_row(self) -> tuple[str, ...]:
+        return ("value",) if self.value.dim() == _rank(self.site) else ()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Zero(Edit):
+    """Replace by zero."""
+
+    kind: ClassVar[str] = "zero"
+
+    def apply(self, value: Tensor) -> Tensor:
+        return torch.zeros_like(value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Noise(Edit):
+    """Add Gaussian noise of the given standard deviation; seed and row fix it, whatever the batch."""
+
+    scale: float = 1.0
+    seed: int = 0
+    first_row: int = 0
+    kind: ClassVar[str] = "noise"
+
+    def apply(self, value: Tensor) -> Tensor:
+        draws = []
+        for row in range(self.first_row, self.first_row + value.shape[0]):
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + row)
+            draws.append(torch.randn(value.shape[1:], generator=generator))
+        return value + self.scale * torch.stack(draws).to(value)
+
+    def for_row(self, row: int, target: int) -> "Noise":
+        index = row if self.rows is None else self.rows.index(row)
+        return replace(self, rows=(target,), first_row=self.first_row + index)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Add(Edit):
+    """Add `coefficient * vector`, broadcast over the selection."""
+
+    vector: Tensor = torch.zeros(())
+    coefficient: float = 1.0
+    kind: ClassVar[str] = "add"
+
+    def apply(self, value: Tensor) -> Tensor:
+        return value + self.coefficient * _fit(self.vector, value, self)
+
+    def _per_row(self) -> tuple[str, ...]:
+        return ("vector",) if self.vector.dim() == _rank(self.site) else ()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scale(Edit):
+    """Multiply by a factor."""
+
+    factor: float = 1.0
+    kind: ClassVar[str] = "scale"
+
+    def apply(self, value: Tensor) -> Tensor:
+        return value * self.factor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Project(Edit):
+    """Remove (or, with `keep`, keep only) the span of `directions` `[direction, unit]`; any spanning set will do."""
+
+    directions: Tensor = torch.zeros(0, 0)
+    keep: bool = False
+    kind: ClassVar[str] = "project"
+
+    def apply(self, value: Tensor) -> Tensor:
+        frame = _frame(self.directions, value, self)
+        inside = (value @ frame) @ frame.T
+        return inside if self.keep else value - inside
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Swap(Edit):
+    """Inside the span of `directions` `[direction, unit]` take `value`, outside leave everything as it is."""
+
+    directions: Tensor = torch.zeros(0, 0)
+    value: Tensor = torch.zeros(())
+    kind: ClassVar[str] = "swap"
+
+    def apply(self, value: Tensor) -> Tensor:
+        frame = _frame(self.directions, value, self)
+        return value + ((_fit(self.value, value, self) - value) @ frame) @ frame.T
+
+    def _per_row(self) -> tuple[str, ...]:
+        return ("value",) if self.value.dim() == _rank(self.site) else ()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Function(Edit):
+    """Any function of the selected values `[row, position, …]`. It works, and it cannot be saved."""
+
+    function: Callable[[Tensor], Tensor] = lambda value: value
+    kind: ClassVar[str] = "function"
+
+    def apply(self, value: Tensor) -> Tensor:
+        return _fit(self.function(value), value, self).expand_as(value)
+
+
+KINDS: dict[str, type[Edit]] = {cls.kind: cls for cls in (Set, Zero, Noise, Add, Scale, Project, Swap)}
+
+
+def save(edits: Sequence[Edit], path: str | Path) -> None:
+    """Write edits to one safetensors file. Raises `EditError` for a bare function, which is code and not data."""
+    tensors: dict[str, Tensor] = {}
+    records = []
+    for index, edit in enumerate(edits):
+        if KINDS.get(edit.kind) is not type(edit):
+            raise EditError(
+                f"{edit!r} cannot be saved: a function is code, not data; write it as another edit"
+            )
+        record: dict[str, Any] = {"kind": edit.kind, "site": str(edit.site), "rows": edit.rows}
+        for field in fields(edit)[2:]:
+            item = getattr(edit, field.name)
+            if isinstance(item, Tensor):
+                tensors[f"{index}.{field.name}"] = item.detach().contiguous()
+            else:
+                record[field.name] = item
+        records.append(record)
+    save_file(tensors or {"empty": torch.zeros(1)}, str(path), metadata={"edits": json.dumps(records)})
+
+
+def load(path: str | Path) -> list[Edit]:
+    """Read edits written by `save`. Raises `StoreError` for a corrupt or foreign file."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            records = json.loads((file.metadata() or {})["edits"])
+            edits: list[Edit] = []
+            for index, record in enumerate(records):
+                cls = KINDS[record.pop("kind")]
+                site = Site.parse(record.pop("site"))
+                rows = record.pop("rows")
+                prefix = f"{index}."
+                held = {k[len(prefix) :]: file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
+                edits.append(cls(site, None if rows is None else tuple(rows), **record, **held))
+            return edits
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise StoreError(
+            f"{path} is not a file of edits ({error}); write one with microtome.edits.save"
+        ) from error
+
+
+def _rank(site: Site) -> int:
+    return len(site.axes) if site.part != "path" else -1
+
+
+def _fit(given: Tensor, value: Tensor, edit: Edit) -> Tensor:
+    try:
+        fits = torch.broadcast_shapes(given.shape, value.shape) == value.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise EditError(
+            f"{type(edit).__name__} at {edit.site}: a value of shape {list(given.shape)} does not fit the selection "
+            f"{list(value.shape)} ({', '.join(edit.site.axes)}); give that shape or one that broadcasts to it"
+        )
+    if not given.is_floating_point() and value.is_floating_point():
+        given = given.to(value.dtype)
+    return given.to(device=value.device, dtype=value.dtype)
+
+
+def _frame(directions: Tensor, value: Tensor, edit: Edit) -> Tensor:
+    """An orthonormal basis `[unit, direction]` of the span, numerically dependent directions dropped."""
+    rows = torch.atleast_2d(directions).to(device=value.device, dtype=torch.float32)
+    if rows.shape[-1] != value.shape[-1]:
+        raise EditError(
+            f"{type(edit).__name__} at {edit.site}: directions have {rows.shape[-1]} units, the values "
+            f"{value.shape[-1]}; give directions of shape [direction, {value.shape[-1]}]"
+        )
+    left, strength, _ = torch.linalg.svd(rows.T, full_matrices=False)
+    kept = strength > 1e-6 * strength.max().clamp_min(1e-30)
+    return left[:, kept].to(value.dtype)
+
+
+def _same(one: Any, two: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return one.shape == two.shape and one.dtype == two.dtype and torch.equal(one.cpu(), two.cpu())
+    return bool(one == two)
+
+
+def _brief(item: Any) -> str:
+    return f"{list(item.shape)}" if isinstance(item, Tensor) else getattr(item, "__name__", repr(item))

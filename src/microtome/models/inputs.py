@@ -1,0 +1,133 @@
+"""What is fed to the module: ids, padding and positions, from whatever the user has: text, ids, or keyword inputs.
+
+Rows padded on the left get position ids counted from their first real token, as generation gives them; without
+that a learned position embedding would read a shifted text.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from microtome.core.errors import InputError
+from microtome.models.batch import Batch
+
+if TYPE_CHECKING:
+    from microtome.models.model import Model, Tokens
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Keyword arguments of the module's forward, and the geometry of the batch (an encoder's apart)."""
+
+    kwargs: dict[str, Any]
+    batch: Batch
+    encoder_batch: Batch | None = None
+    ids: Tensor | None = None
+    mask: Tensor | None = None
+
+
+def prepare(model: "Model", tokens: "Tokens", mask: Tensor | None = None) -> Inputs:
+    """Ids, padding mask, position ids and geometry. Raises `InputError` for what the model cannot take."""
+    if isinstance(tokens, Mapping):
+        return _given(model, dict(tokens))
+    if isinstance(tokens, Tensor) and not model.anatomies:
+        return Inputs(
+            {"": tokens.to(model.device)}, Batch(tokens.shape[0], tokens.shape[1] if tokens.dim() > 1 else 1)
+        )
+    if isinstance(tokens, Tensor):
+        ids = tokens
+    else:
+        ids, mask = _encode(model, [tokens] if isinstance(tokens, str) else list(tokens))
+    ids = _checked(model, ids)
+    if mask is not None:
+        mask = _checked_mask(ids, mask).to(model.device)
+    kwargs: dict[str, Any] = {"input_ids": ids}
+    if mask is not None:
+        kwargs["attention_mask"] = mask
+    if "use_cache" in model.accepts:
+        kwargs["use_cache"] = False
+    batch = Batch.of(ids.shape[0], ids.shape[1], mask)
+    if mask is not None and batch.first is not None and any(batch.first) and "position_ids" in model.accepts:
+        kwargs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
+    return Inputs(kwargs, batch, None, ids, mask)
+
+
+def _given(model: "Model", kwargs: dict[str, Any]) -> Inputs:
+    kwargs = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+    main = next((kwargs[k] for k in ("decoder_input_ids", "input_ids", "pixel_values") if k in kwargs), None)
+    main = next((v for v in kwargs.values() if isinstance(v, Tensor)), None) if main is None else main
+    if main is None:
+        raise InputError(
+            f"no tensor among the inputs {', '.join(kwargs) or '(none)'}; give the forward's own arguments"
+        )
+    if "use_cache" in model.accepts:
+        kwargs.setdefault("use_cache", False)
+    mask = kwargs.get("attention_mask") if "decoder_input_ids" not in kwargs else None
+    columns = main.shape[1] if main.dim() == 2 else 1
+    batch = Batch.of(main.shape[0], columns, mask)
+    ids = kwargs.get("input_ids")
+    encoder_batch = None
+    if "encoder" in model.anatomies and ids is not None:
+        encoder_batch = Batch.of(ids.shape[0], ids.shape[1], kwargs.get("attention_mask"))
+    return Inputs(kwargs, batch, encoder_batch, ids, mask)
+
+
+def _encode(model: "Model", texts: list[str]) -> tuple[Tensor, Tensor | None]:
+    if model.tokenizer is None:
+        raise InputError(
+            f"{model.name} has no tokenizer, so it cannot read text; give ids [row, column], or load(..., tokenizer=…)"
+        )
+    if not texts:
+        raise InputError("no text was given; give at least one")
+    rows = [model.tokenizer(text)["input_ids"] for text in texts]
+    empty = next((i for i, row in enumerate(rows) if not row), None)
+    if empty is not None:
+        raise InputError(f"text {empty} ({texts[empty]!r}) has no tokens; give at least one token")
+    longest = max(map(len, rows))
+    if all(len(row) == longest for row in rows):
+        return torch.tensor(rows), None
+    pad = model.tokenizer.pad_token_id
+    pad = (model.tokenizer.eos_token_id or 0) if pad is None else pad
+    left = getattr(model.tokenizer, "padding_side", "right") == "left"
+    ids = torch.full((len(rows), longest), int(pad))
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        columns = slice(longest - len(row), longest) if left else slice(0, len(row))
+        ids[i, columns] = torch.tensor(row)
+        mask[i, columns] = 1
+    return ids, mask
+
+
+def _checked(model: "Model", ids: Tensor) -> Tensor:
+    if ids.dim() != 2 or ids.is_floating_point() or ids.numel() == 0:
+        raise InputError(
+            f"ids must be integers of shape [row, column] with at least one token; got {ids.dtype} {list(ids.shape)}"
+        )
+    vocabulary = model.sizes["d_vocab"]
+    low, high = int(ids.min()), int(ids.max())
+    if vocabulary and not 0 <= low <= high < vocabulary:
+        raise InputError(
+            f"ids go from {low} to {high}, but {model.name} knows 0 … {vocabulary - 1}; is it the right tokenizer?"
+        )
+    limit = model.sizes["n_positions"]
+    if limit and ids.shape[1] > limit:
+        raise InputError(
+            f"{ids.shape[1]} tokens are more than the {limit} positions of {model.name}; shorten the text"
+        )
+    return ids.to(model.device)
+
+
+def _checked_mask(ids: Tensor, mask: Tensor) -> Tensor:
+    if mask.shape != ids.shape:
+        raise InputError(
+            f"the mask has shape {list(mask.shape)}, the ids {list(ids.shape)}; they must be the same"
+        )
+    real = mask.bool().int()
+    if not bool(real.any(dim=1).all()):
+        raise InputError(f"row {int(real.any(dim=1).int().argmin())} of the mask has no real token")
+    if int((real.diff(dim=1) != 0).sum(dim=1).max()) > 1 if ids.shape[1] > 1 else False:
+        raise InputError("padding must stand on one side of each row, left or right; the mask has holes")
+    return real.long()

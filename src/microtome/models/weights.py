@@ -1,0 +1,113 @@
+"""Parameters under the field's names and in one layout, as views of the user's own tensors.
+
+Linear layers keep `[out, in]`, GPT-2's keep `[in, out]`; projections may be fused, and their heads interleaved. Nothing is copied
+where a view will do, nothing is rewritten, and norms are not folded in.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from microtome.core.errors import SiteError
+from microtome.core.weight import Weight
+from microtome.models.anatomy import Anatomy
+
+
+def weight(anatomy: Anatomy, address: Weight) -> Tensor:
+    """The parameter at an address, laid out as `Weight` says. A view of the model's own tensor: do not write to it.
+
+    Raises `SiteError` for a layer or head out of range, or a parameter that this family does not have.
+    """
+    if address.layer is not None and not 0 <= address.layer < len(anatomy.blocks):
+        raise SiteError(f"{address}: there are {len(anatomy.blocks)} layers (0 … {len(anatomy.blocks) - 1})")
+    found = _find(anatomy, address)
+    if found is None:
+        raise SiteError(f"{address}: the {anatomy.family.name} family has no such parameter")
+    if address.heads is not None:
+        if any(not 0 <= head < found.shape[0] for head in address.heads):
+            raise SiteError(f"{address}: there are {found.shape[0]} heads (0 … {found.shape[0] - 1})")
+        found = found[list(address.heads)]
+    return found
+
+
+def output_by_head(anatomy: Anatomy, layer: int) -> Tensor:
+    """`W_O` `[head, d_head, d_model]`."""
+    return weight(anatomy, Weight("W_O", layer))
+
+
+def _find(anatomy: Anatomy, address: Weight) -> Tensor | None:
+    kind, _, name = address.name.partition("_")
+    layer = address.layer
+    match name:
+        case "E" | "pos":
+            module = anatomy.role("embed" if name == "E" else "pos_embed")
+            return _parameter(module, "weight")
+        case "U":
+            head = anatomy.role("head")
+            head = head if isinstance(head, nn.Linear) else _last_linear(head)
+            return _oriented(head) if kind == "W" else _parameter(head, "bias")
+        case "O":
+            module = anatomy.role("o", layer)
+            return _by_head(_oriented(module), anatomy) if kind == "W" else _parameter(module, "bias")
+        case "out":
+            module = anatomy.role("mlp_down", layer)
+            return _oriented(module) if kind == "W" else _parameter(module, "bias")
+        case "in" | "gate":
+            return _neurons(anatomy, kind, name, layer)
+        case _:
+            return _projection(anatomy, kind, name, layer)
+
+
+def _neurons(anatomy: Anatomy, kind: str, name: str, layer: int | None) -> Tensor | None:
+    if fused := anatomy.role("gate_up", layer):
+        found = _oriented(fused) if kind == "W" else _parameter(fused, "bias")
+        return None if found is None else found.chunk(2, dim=-1)[0 if name == "gate" else 1]
+    module = anatomy.role("mlp_up" if name == "in" else "mlp_gate", layer)
+    return _oriented(module) if kind == "W" else _parameter(module, "bias")
+
+
+def _projection(anatomy: Anatomy, kind: str, name: str, layer: int | None) -> Tensor | None:
+    sizes = anatomy.sizes
+    heads = sizes["n_heads"] if name == "Q" else sizes["n_kv_heads"]
+    d_head = sizes["d_head"]
+    if fused := anatomy.role("qkv", layer):
+        flat = _oriented(fused) if kind == "W" else _parameter(fused, "bias")
+        if flat is None:
+            return None
+        if anatomy.family.interleaved:
+            split = flat.unflatten(-1, (sizes["n_heads"], 3, d_head))[..., "QKV".index(name), :]
+        else:
+            widths = [sizes["n_heads"] * d_head, sizes["n_kv_heads"] * d_head, sizes["n_kv_heads"] * d_head]
+            split = flat.split(widths, dim=-1)["QKV".index(name)].unflatten(-1, (heads, d_head))
+    else:
+        module = anatomy.role(name.lower(), layer)
+        found = _oriented(module) if kind == "W" else _parameter(module, "bias")
+        if found is None:
+            return None
+        split = found.unflatten(-1, (heads, d_head))
+    return split.movedim(-2, 0)
+
+
+def _by_head(flat: Tensor | None, anatomy: Anatomy) -> Tensor | None:
+    return None if flat is None else flat.unflatten(0, (anatomy.sizes["n_heads"], anatomy.sizes["d_head"]))
+
+
+def _oriented(module: nn.Module | None) -> Tensor | None:
+    """`[in, out]` of a linear layer, whichever way it is kept."""
+    found = _parameter(module, "weight")
+    if found is None or module is None:
+        return None
+    return found.T if isinstance(module, nn.Linear) or _keeps_out_first(module) else found
+
+
+def _keeps_out_first(module: nn.Module) -> bool:
+    return hasattr(module, "out_features")
+
+
+def _parameter(module: nn.Module | None, name: str) -> Tensor | None:
+    found = getattr(module, name, None)
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def _last_linear(module: nn.Module | None) -> nn.Module | None:
+    layers = [] if module is None else [m for m in module.modules() if isinstance(m, nn.Linear)]
+    return layers[-1] if layers else None
