@@ -45,6 +45,14 @@ def menu() -> tuple[Row, ...]:
     return tuple(_row(name) for name in plugins.names("methods"))
 
 
+def find(name: str) -> Card:
+    """The card of one method. Raises `PluginError` where there is none, or where it cannot be read."""
+    row = _row(plugins.entry("methods", name).name)
+    if row.card is None:
+        raise PluginError(f"the method {name!r} is broken: {row.problem}")
+    return row.card
+
+
 def suggest(question: str, cards: Iterable[Card] | None = None) -> tuple[Suggestion, ...]:
     """Methods for a question, best first; those for which nothing speaks are left out.
 
