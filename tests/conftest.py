@@ -1,9 +1,11 @@
 """What every test stands on: no network, one thread, fixed seeds, a home of its own, warnings as errors."""
 
+import importlib
 import os
 import random
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before any library reads its environment.
@@ -76,3 +78,28 @@ def shared() -> Path:
 def shared_models(shared: Path) -> Path:
     """The real models in that folder."""
     return shared / "models"
+
+
+Offer = Callable[..., None]
+
+
+@pytest.fixture
+def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offer:
+    """Installs a package for one test, as `pip` would: `offer("methods", name="module")`, with its source if new.
+
+    Entry points are read from the metadata of what is installed, so a folder of metadata on the path is enough.
+    """
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def install(kind: str, source: str | None = None, package: str = "stranger", **points: str) -> None:
+        metadata = tmp_path / f"{package}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        lines = [f"{name} = {value}" for name, value in points.items()]
+        (metadata / "entry_points.txt").write_text("\n".join([f"[microtome.{kind}]", *lines]))
+        for module in points.values() if source is not None else ():
+            (tmp_path / f"{module}.py").write_text(source)
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        importlib.invalidate_caches()
+
+    return install

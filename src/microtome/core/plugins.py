@@ -9,7 +9,6 @@ Names are read from installed metadata, which imports nothing; a module is impor
 `-` and `_` in names are the same.
 """
 
-from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -51,9 +50,9 @@ def load(kind: Kind, name: str) -> Any:
     point = entry(kind, name)
     try:
         return point.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a stranger's module may fail in any way
         raise PluginError(
-            f"the {_singular(kind)} {name!r} ({point.value}) cannot be imported: {error}; "
+            f"the {_singular(kind)} {name!r} ({point.value}) cannot be imported: {type(error).__name__}: {error}; "
             "install what it needs, or uninstall its package"
         ) from error
 
@@ -80,8 +79,8 @@ def _fits(part: str, module: object) -> bool:
     return callable(value) if part == "run" else isinstance(value, type)
 
 
-def _points(kind: Kind) -> Iterable[EntryPoint]:
-    return entry_points(group=f"microtome.{kind}")
+def _points(kind: Kind) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=f"microtome.{kind}"))
 
 
 def _canonical(name: str) -> str:

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from microtome.core import plugins
-from microtome.core.config import Config
 from microtome.core.cost import Cost
 from microtome.core.errors import InputError, PluginError, StoreError
 from microtome.core.provenance import Provenance
@@ -45,7 +44,7 @@ class Result(ABC):
     """What a method returns. A method subclasses it to tell `shapes`, and adds no field.
 
     method: the card's name. data: named arrays over named dimensions (`layer head position unit …`); bool, integer,
-    float or string. config: the settings as plain values (a `Config` is accepted). scope: the card's `scope`.
+    float or string. config: the settings as plain values. scope: the card's `scope`.
     notes: caveats, printed wherever the result is.
 
     Equal are results with the same method, settings, arrays (dtypes included; NaN equals NaN), origin and counts;
@@ -64,8 +63,7 @@ class Result(ABC):
     scope: str = ""
 
     def __post_init__(self) -> None:
-        config = self.config.model_dump(mode="json") if isinstance(self.config, Config) else self.config
-        object.__setattr__(self, "config", _plain(config, "the settings"))
+        object.__setattr__(self, "config", _plain(self.config, "the settings"))
         object.__setattr__(self, "data", _normal(self.data))
         object.__setattr__(self, "notes", tuple(self.notes))
 
@@ -155,7 +153,7 @@ class Result(ABC):
             raise StoreError(f"{folder} holds a {kind.__module__}.{kind.__name__}, not a {cls.__name__}")
         arrays = _read_arrays(folder, record)
         try:
-            return kind(  # type: ignore[no-any-return]
+            return kind(
                 method=record["method"],
                 data=_dataset(record["data"], arrays),
                 config=record["config"],
