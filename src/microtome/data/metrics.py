@@ -10,7 +10,6 @@ All metrics compute in float32 at least, whatever the dtype of the logits, and a
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -83,8 +82,8 @@ class LogitDifference:
         padded = [row + [0.0] * (values.shape[-1] - len(row)) for row in weights]
         return (values * torch.tensor(padded, dtype=values.dtype, device=values.device)).sum(-1)
 
-    def for_rows(self, rows: list[int]) -> Self:
-        return type(self)(tuple(self.answers[r] for r in rows), tuple(self.wrong[r] for r in rows))
+    def for_rows(self, rows: list[int]) -> "LogitDifference":
+        return LogitDifference(tuple(self.answers[r] for r in rows), tuple(self.wrong[r] for r in rows))
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,8 @@ class LogProbability:
         ids, real = _rectangle(self.answers, logits.device)
         return log_probabilities.gather(-1, ids).masked_fill(~real, -torch.inf).logsumexp(-1)
 
-    def for_rows(self, rows: list[int]) -> Self:
-        return type(self)(tuple(self.answers[r] for r in rows))
+    def for_rows(self, rows: list[int]) -> "LogProbability":
+        return LogProbability(tuple(self.answers[r] for r in rows))
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,8 @@ class Probability:
     def __call__(self, logits: Float[Tensor, "batch position token"]) -> Float[Tensor, " batch"]:
         return LogProbability(self.answers)(logits).exp()
 
-    def for_rows(self, rows: list[int]) -> Self:
-        return type(self)(tuple(self.answers[r] for r in rows))
+    def for_rows(self, rows: list[int]) -> "Probability":
+        return Probability(tuple(self.answers[r] for r in rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +161,8 @@ class KL:
         terms = reference.exp() * (reference - model)
         return terms.masked_fill(reference == -torch.inf, 0.0).sum(-1).mean(-1)
 
-    def for_rows(self, rows: list[int]) -> Self:
-        return type(self)(self.reference[rows], self.positions)
+    def for_rows(self, rows: list[int]) -> "KL":
+        return KL(self.reference[rows], self.positions)
 
 
 @dataclass(frozen=True)
@@ -191,8 +190,8 @@ class Rank:
         above, equal = (values > best).sum(-1), (values == best).sum(-1)
         return 1 + above.to(values.dtype) + (equal.to(values.dtype) - 1) / 2
 
-    def for_rows(self, rows: list[int]) -> Self:
-        return type(self)(tuple(self.answers[r] for r in rows))
+    def for_rows(self, rows: list[int]) -> "Rank":
+        return Rank(tuple(self.answers[r] for r in rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,8 +224,8 @@ class CrossEntropy:
         found = log_probabilities.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
         return -found.masked_fill(~asked, 0.0).sum(-1) / asked.sum(-1)
 
-    def for_rows(self, rows: list[int]) -> Self:
-        return type(self)(self.targets[rows])
+    def for_rows(self, rows: list[int]) -> "CrossEntropy":
+        return CrossEntropy(self.targets[rows])
 
 
 def next_tokens(

@@ -11,7 +11,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import networkx
 import torch
@@ -103,7 +102,7 @@ class Pairs:
         tokenizer: PreTrainedTokenizerBase,
         task: str = "",
         seed: int | None = None,
-    ) -> Self:
+    ) -> "Pairs":
         """Batch pairs, padding on the right. Raises `InputError` for none, and for unequal lengths in a pair."""
         if not pairs:
             raise InputError("expected at least one pair of prompts, got none")
@@ -189,12 +188,12 @@ class Pairs:
         ids = self._real_ids(self.corrupt if corrupt else self.clean)[row]
         return tuple(self.token_strings[token] for token in ids)
 
-    def rows(self, rows: Sequence[int]) -> Self:
+    def rows(self, rows: Sequence[int]) -> "Pairs":
         """These rows in this order (repeats allowed). Raises `InputError` for a row that does not exist."""
         if outside := [row for row in rows if not -len(self) <= row < len(self)]:
             raise InputError(f"expected rows below {len(self)}, got {outside}")
         index = torch.tensor(rows, dtype=torch.long)
-        return type(self)(
+        return Pairs(
             clean=self.clean[index],
             corrupt=self.corrupt[index],
             mask=None if self.mask is None else self.mask[index],
@@ -208,7 +207,7 @@ class Pairs:
             seed=self.seed,
         )
 
-    def split(self, fraction: float, seed: int = 0) -> tuple[Self, Self]:
+    def split(self, fraction: float, seed: int = 0) -> tuple["Pairs", "Pairs"]:
         """Two parts that share no prompt, clean or corrupt; the first holds about `fraction` of the rows.
 
         Rows that share a prompt stay together, so the fraction is met as nearly as whole groups allow. Raises

@@ -56,9 +56,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Encoding:
         length -= 1
     if not length:  # nothing but special tokens: there is no text to stand before or behind
         length = len(ids)
+    unknown = tokenizer.unk_token_id
     for token, (start, stop) in zip(ids, offsets, strict=True):
-        unknown = token == tokenizer.unk_token_id and start < stop
-        if unknown and text[start:stop] != tokenizer.unk_token:
+        if token == unknown and start < stop and text[start:stop] != tokenizer.unk_token:
             raise InputError(
                 f"the tokenizer does not know {text[start:stop]!r} in {text!r} (it becomes "
                 f"{tokenizer.unk_token!r}); choose another word"
@@ -91,10 +91,23 @@ def single_token(tokenizer: PreTrainedTokenizerBase, word: str, after: str) -> i
     a model that has read `after` would have to produce it. Raises `InputError` saying how the word splits, or
     that it joins the text before it.
     """
+    return single_tokens(tokenizer, (word,), after)[0]
+
+
+def single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], after: str) -> tuple[int, ...]:
+    """The id of each word as `single_token` finds it. Raises `InputError` for the first that is not one token."""
     prefix = after.rstrip(" ")
-    word = after[len(prefix) :] + word
+    before = encode(tokenizer, prefix).ids if prefix else None
+    return tuple(_grown_by(tokenizer, prefix, before, after[len(prefix) :] + word) for word in words)
+
+
+def _grown_by(
+    tokenizer: PreTrainedTokenizerBase, prefix: str, before: tuple[int, ...] | None, word: str
+) -> int:
+    """The one token by which `prefix`, whose ids are `before`, grows; a word without prefix follows the start."""
     longer = encode(tokenizer, prefix + word)
-    before = encode(tokenizer, prefix).ids if prefix else longer.ids[: longer.span(0, len(word))[0]]
+    if before is None:
+        before = longer.ids[: longer.span(0, len(word))[0]]
     new = longer.ids[len(before) :]
     if longer.ids[: len(before)] != before:
         raise InputError(
@@ -126,7 +139,7 @@ def usable(
             kept.append(word)
     if len(kept) < at_least:
         raise InputError(
-            f"expected at least {at_least} words that are one token for this tokenizer, found {len(kept)} "
+            f"expected at least {at_least} word(s) that are one token for this tokenizer, found {len(kept)} "
             f"among {len(words)}; for example, {reason or 'no words were given'}"
         )
     return tuple(kept)

@@ -20,6 +20,7 @@ _BUILT_IN: Final = {
     "greater-than": "greater_than:TASK",
     "factual-recall": "factual_recall:TASK",
     "gendered-pronoun": "gendered_pronoun:TASK",
+    "gendered-pronoun-story": "gendered_pronoun:STORY",
     "argument-copying": "argument_copying:TASK",
 }
 

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,7 @@ from microtome.core.config import Config
 from microtome.core.errors import InputError
 from microtome.data.pairs import Pair, Pairs
 from microtome.data.templates import Template
-from microtome.data.tokens import single_token
+from microtome.data.tokens import single_tokens
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -36,6 +36,7 @@ _PATIENCE = 2000
 """Refused cases in a row after which a task gives up: more than all landmarks or names paired with all others."""
 
 
+@runtime_checkable
 class Case(Protocol):
     """A proposed pair, not yet known to suit a tokenizer."""
 
@@ -57,8 +58,7 @@ class TemplateCase:
     def pair(self, tokenizer: PreTrainedTokenizerBase) -> Pair:
         prompts = self.template.pair(tokenizer, self.clean, self.corrupt)
         answers, wrong = (
-            tuple(single_token(tokenizer, word, after=prompts.text) for word in words)
-            for words in (self.answers, self.wrong)
+            single_tokens(tokenizer, words, after=prompts.text) for words in (self.answers, self.wrong)
         )
         return Pair(prompts, answers, wrong)
 
@@ -105,14 +105,14 @@ class Task:
             found.setdefault(pair.prompts.clean, pair)
             if len(found) == n:
                 return Pairs.of(list(found.values()), tokenizer, self.name, seed)
-        why = f"; {refused} more were refused, the first because {reason}" if reason else ""
+        why = f"; {refused} were refused, the first because {reason}" if reason else ""
         raise InputError(
             f"expected {n} pairs for the task {self.name}, split {split}, but there are {len(found)} distinct "
             f"prompts for this tokenizer and seed{why}"
         )
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Self:
+    def from_file(cls, path: str | Path) -> "Task":
         """A task described in a `.json` or `.toml` file with the keys of `TaskFile`.
 
         Raises `InputError` naming the file, the key and what was expected.
