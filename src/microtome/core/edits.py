@@ -1,13 +1,14 @@
 """What to do to the value at a site. Edits are data: listed, saved, loaded, compared, undone by leaving them out.
 
 Each edit names a site (with its heads, units and positions) and the rows of the batch it applies to; the model
-takes the selected values `[row, position, …]`, calls `apply`, and puts the answer back. Several edits at one site
+takes the selected values in the layout of the part (`[row, position, …]`; scores and patterns `[row, head, query,
+key]`), calls `apply`, and puts the answer back. Several edits at one site
 apply in the order given. A read at an edited site sees the edited value.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -32,6 +33,8 @@ class Edit:
         object.__setattr__(self, "site", as_site(self.site))
         if self.site.gradient:
             raise EditError(f"{self.site} is a gradient: it can be read, not edited; edit {self.site.whole}")
+        if self.rows is not None and (len(set(self.rows)) != len(self.rows) or min(self.rows, default=0) < 0):
+            raise EditError(f"rows {list(self.rows)} at {self.site}: name each row once, counting from 0")
 
     def apply(self, value: Tensor) -> Tensor:
         """Selected values `[row, position, …]` in, values of the same shape out."""
@@ -75,7 +78,7 @@ class Set(Edit):
     origin: what the value is, kept for reports: "set", "patch" (from another run), "mean", "resample".
     """
 
-    value: Tensor = torch.zeros(())
+    value: Tensor = field(kw_only=True)
     origin: str = "set"
     kind: ClassVar[str] = "set"
 
@@ -121,7 +124,7 @@ class Noise(Edit):
 class Add(Edit):
     """Add `coefficient * vector`, broadcast over the selection."""
 
-    vector: Tensor = torch.zeros(())
+    vector: Tensor = field(kw_only=True)
     coefficient: float = 1.0
     kind: ClassVar[str] = "add"
 
@@ -147,13 +150,12 @@ class Scale(Edit):
 class Project(Edit):
     """Remove (or, with `keep`, keep only) the span of `directions` `[direction, unit]`; any spanning set will do."""
 
-    directions: Tensor = torch.zeros(0, 0)
+    directions: Tensor = field(kw_only=True)
     keep: bool = False
     kind: ClassVar[str] = "project"
 
     def apply(self, value: Tensor) -> Tensor:
-        frame = _frame(self.directions, value, self)
-        inside = (value @ frame) @ frame.T
+        inside = _inside(self.directions, value, self)
         return inside if self.keep else value - inside
 
 
@@ -161,13 +163,12 @@ class Project(Edit):
 class Swap(Edit):
     """Inside the span of `directions` `[direction, unit]` take `value`, outside leave everything as it is."""
 
-    directions: Tensor = torch.zeros(0, 0)
-    value: Tensor = torch.zeros(())
+    directions: Tensor = field(kw_only=True)
+    value: Tensor = field(kw_only=True)
     kind: ClassVar[str] = "swap"
 
     def apply(self, value: Tensor) -> Tensor:
-        frame = _frame(self.directions, value, self)
-        return value + ((_fit(self.value, value, self) - value) @ frame) @ frame.T
+        return value + _inside(self.directions, _fit(self.value, value, self) - value, self)
 
     def _per_row(self) -> tuple[str, ...]:
         return ("value",) if self.value.dim() == _rank(self.site) else ()
@@ -177,7 +178,7 @@ class Swap(Edit):
 class Function(Edit):
     """Any function of the selected values `[row, position, …]`. It works, and it cannot be saved."""
 
-    function: Callable[[Tensor], Tensor] = lambda value: value
+    function: Callable[[Tensor], Tensor] = field(kw_only=True)
     kind: ClassVar[str] = "function"
 
     def apply(self, value: Tensor) -> Tensor:
@@ -197,12 +198,12 @@ def save(edits: Sequence[Edit], path: str | Path) -> None:
                 f"{edit!r} cannot be saved: a function is code, not data; write it as another edit"
             )
         record: dict[str, Any] = {"kind": edit.kind, "site": str(edit.site), "rows": edit.rows}
-        for field in fields(edit)[2:]:
-            item = getattr(edit, field.name)
+        for each in fields(edit)[2:]:
+            item = getattr(edit, each.name)
             if isinstance(item, Tensor):
-                tensors[f"{index}.{field.name}"] = item.detach().contiguous()
+                tensors[f"{index}.{each.name}"] = item.detach().contiguous().clone()
             else:
-                record[field.name] = item
+                record[each.name] = item
         records.append(record)
     save_file(tensors or {"empty": torch.zeros(1)}, str(path), metadata={"edits": json.dumps(records)})
 
@@ -241,22 +242,23 @@ def _fit(given: Tensor, value: Tensor, edit: Edit) -> Tensor:
             f"{type(edit).__name__} at {edit.site}: a value of shape {list(given.shape)} does not fit the selection "
             f"{list(value.shape)} ({', '.join(edit.site.axes)}); give that shape or one that broadcasts to it"
         )
-    if not given.is_floating_point() and value.is_floating_point():
-        given = given.to(value.dtype)
     return given.to(device=value.device, dtype=value.dtype)
 
 
-def _frame(directions: Tensor, value: Tensor, edit: Edit) -> Tensor:
-    """An orthonormal basis `[unit, direction]` of the span, numerically dependent directions dropped."""
-    rows = torch.atleast_2d(directions).to(device=value.device, dtype=torch.float32)
+def _inside(directions: Tensor, value: Tensor, edit: Edit) -> Tensor:
+    """The part of `value` inside the span of any set of directions, dependent ones included.
+
+    By the pseudo-inverse, whose gradient exists for orthonormal directions too (that of an SVD's frame does not).
+    """
+    precise = torch.promote_types(value.dtype, torch.float32)
+    rows = torch.atleast_2d(directions).to(device=value.device, dtype=precise)
     if rows.shape[-1] != value.shape[-1]:
         raise EditError(
             f"{type(edit).__name__} at {edit.site}: directions have {rows.shape[-1]} units, the values "
             f"{value.shape[-1]}; give directions of shape [direction, {value.shape[-1]}]"
         )
-    left, strength, _ = torch.linalg.svd(rows.T, full_matrices=False)
-    kept = strength > 1e-6 * strength.max().clamp_min(1e-30)
-    return left[:, kept].to(value.dtype)
+    coordinates = value.to(precise) @ torch.linalg.pinv(rows, rtol=1e-6)
+    return (coordinates @ rows).to(value.dtype)
 
 
 def _same(one: Any, two: Any) -> bool:

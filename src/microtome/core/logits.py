@@ -28,9 +28,9 @@ class LogitSelection:
 
     def for_rows(self, rows: list[int]) -> "LogitSelection":
         """The same selection for a batch made of these rows of the original batch (repeats allowed)."""
-        if not self.per_row:
+        if self.tokens is None or not self.per_row:
             return self
-        return LogitSelection(self.positions, tuple(self.tokens[r] for r in rows))  # type: ignore[index,misc]
+        return LogitSelection(self.positions, tuple(self.tokens[r] for r in rows))  # type: ignore[arg-type]
 
 
 class Metric(Protocol):

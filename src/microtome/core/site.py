@@ -1,4 +1,4 @@
-"""Where does a value stand? A `Site` is an address: a part of the network, a layer, and optionally heads, units, positions.
+"""Where does a value stand? A `Site` is an address: a part of the network, a layer; optionally heads, units, positions.
 
 A site prints to and parses from a short string, the same for every model:
 
@@ -7,9 +7,11 @@ A site prints to and parses from a short string, the same for every model:
     mlp_post.0.u12@-1       neuron 12 of block 0 at the last real token of each row
     grad:resid_pre.2        the gradient of the run's metric there
     path:features.3:in      the input of a module, addressed by its path (any `nn.Module`)
+    path:features.3:out.u7  unit 7 of its output
     encoder/resid_post.1    a block of the encoder of an encoder–decoder
 
-Positions count real tokens: 0 is a row's first token whatever the padding, -1 its last.
+Positions count real tokens: 0 is a row's first token whatever the padding, -1 its last. Units of scores and patterns
+are keys, counted the same way.
 """
 
 import re
@@ -67,12 +69,12 @@ _HEAD_AXES = {"head", "kv_head"}
 _UNIT_AXES = {"d_model", "d_head", "neuron", "expert", "token", "key"}
 _NUMBERS = r"-?\d+(?:,-?\d+)*"
 _GRAMMAR = re.compile(
-    rf"(?P<grad>grad:)?(?:(?P<stack>encoder|decoder)/)?(?P<part>[a-z_]+)(?:\.(?P<layer>\d+))?"
+    rf"(?P<grad>grad:)?(?:(?P<stack>encoder)/)?(?P<part>[a-z_]+)(?:\.(?P<layer>\d+))?"
     rf"(?:\.h(?P<heads>{_NUMBERS}))?(?:\.u(?P<units>{_NUMBERS}))?(?:@(?P<positions>{_NUMBERS}))?"
 )
 _PATH_GRAMMAR = re.compile(
-    rf"(?P<grad>grad:)?path:(?P<path>[^@:]*)(?::(?P<side>in|out))?"
-    rf"(?:\.u(?P<units>{_NUMBERS}))?(?:@(?P<positions>{_NUMBERS}))?"
+    rf"(?P<grad>grad:)?path:(?P<path>[^@:\s]*)(?::(?P<side>in|out)(?:\.u(?P<units>{_NUMBERS}))?)?"
+    rf"(?:@(?P<positions>{_NUMBERS}))?"
 )
 
 
@@ -82,6 +84,9 @@ class Site:
 
     part: a name in `PARTS`, or `"path"` for a module addressed by `path` and `side`.
     heads, units, positions: a selection, or `None` for all. Selected axes are kept, never squeezed.
+    stack: `"encoder"` for the encoder of an encoder–decoder, empty for the decoder or only stack.
+
+    Raises `SiteError` for a part, layer or selection that no model can have.
     """
 
     part: str
@@ -95,8 +100,25 @@ class Site:
     side: str = "out"
 
     def __post_init__(self) -> None:
+        for name in ("heads", "units", "positions"):
+            chosen = getattr(self, name)
+            if chosen is not None and not chosen:
+                raise SiteError(f"{name} () select nothing; name at least one, or leave {name} out for all")
+            if chosen is not None and len(set(chosen)) != len(chosen):
+                raise SiteError(f"{name} {chosen} name the same one twice; name each once")
         if self.part == "path":
+            self._check_path()
             return
+        if self.path or self.side != "out":
+            raise SiteError(
+                f"{self.part} is a standard part; a module's {self.side}put by path is Site.module(path)"
+            )
+        if self.stack not in ("", "encoder"):
+            raise SiteError(
+                f"there is no stack {self.stack!r}; leave it empty for a decoder or only stack, or encoder"
+            )
+        if self.layer is not None and self.layer < 0:
+            raise SiteError(f"layer {self.layer} is out of range; layers count from 0")
         if self.part not in PARTS:
             raise SiteError(f"{self.part!r} is not a part; the parts are {' '.join(PARTS)}, or path:MODULE")
         part = PARTS[self.part]
@@ -110,10 +132,18 @@ class Site:
             raise SiteError(f"{self.part} has no heads (its axes: {', '.join(part.axes)}); drop .h")
         if self.units is not None and part.axes[-1] not in _UNIT_AXES:
             raise SiteError(f"{self.part} has no units to choose (its axes: {', '.join(part.axes)}); drop .u")
-        for name in ("heads", "units", "positions"):
-            chosen = getattr(self, name)
-            if chosen is not None and len(set(chosen)) != len(chosen):
-                raise SiteError(f"{name} {chosen} name the same one twice; name each once")
+
+    def _check_path(self) -> None:
+        if self.layer is not None or self.heads is not None or self.stack:
+            raise SiteError(
+                f"path:{self.path} is a module, which has no layers, heads or stacks; select units and positions"
+            )
+        if self.side not in ("in", "out"):
+            raise SiteError(f"a module has an in and an out, not {self.side!r}")
+        if re.search(r"[@:\s]", self.path):
+            raise SiteError(
+                f"{self.path!r} is not a module's path; write names joined by dots, for example features.3"
+            )
 
     @staticmethod
     def parse(text: str) -> "Site":
@@ -130,7 +160,8 @@ class Site:
         tail = f".u{_join(self.units)}" if self.units is not None else ""
         tail += f"@{_join(self.positions)}" if self.positions is not None else ""
         if self.part == "path":
-            return f"{prefix}path:{self.path}{':in' if self.side == 'in' else ''}{tail}"
+            side = f":{self.side}" if self.side == "in" or self.units is not None else ""
+            return f"{prefix}path:{self.path}{side}{tail}"
         prefix += f"{self.stack}/" if self.stack else ""
         layer = f".{self.layer}" if self.layer is not None else ""
         heads = f".h{_join(self.heads)}" if self.heads is not None else ""

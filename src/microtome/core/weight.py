@@ -53,6 +53,10 @@ class Weight:
                 if self.name in _UNLAYERED
                 else f"{self.name} belongs to a layer: write {self.name}.0 for the first"
             )
+        if self.heads is not None and not self.heads:
+            raise SiteError(
+                f"heads () of {self.name} select nothing; name at least one, or leave them out for all"
+            )
         if self.heads is not None and "head" not in WEIGHTS[self.name][0]:
             raise SiteError(f"{self.name} has no heads (its axes: {', '.join(WEIGHTS[self.name])}); drop .h")
 

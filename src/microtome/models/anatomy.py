@@ -21,7 +21,7 @@ class Anatomy:
         self.module = module
         self.family = family
         self.stack = stack
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") and not stack else config
         blocks = self._find(family.layers)
         if not isinstance(blocks, nn.ModuleList):
@@ -50,9 +50,8 @@ class Anatomy:
         key = (role, layer)
         if key not in self._roles:
             path = getattr(self.family, role)
-            if not path:
-                found = None
-            else:
+            found = None
+            if path:
                 found = self._find(path) if layer is None else submodule(self.blocks[layer], path)
             self._roles[key] = found
         return self._roles[key]

@@ -5,13 +5,14 @@
 2. GPT-Neo and GPT-J keep attention in a method `_attn`: that method of the watched modules is covered instead.
 3. BLOOM computes attention in its forward: its fused projection and its dropout are the places to look.
 
-Nothing outlives the pass: entries, methods and hooks are restored on exit, after errors too.
+Nothing outlives the pass: entries, methods and hooks are restored when the last thread leaves, after errors too.
 """
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,8 +25,11 @@ from microtome.models.anatomy import Anatomy
 class Watcher(Protocol):
     """Sees the attention of one layer. Each method returns the value to go on with."""
 
-    wants_pattern: bool
-    replaces_pattern: bool
+    @property
+    def wants_pattern(self) -> bool: ...
+
+    @property
+    def replaces_pattern(self) -> bool: ...
 
     def see(self, part: str, layer: int, value: Tensor) -> Tensor: ...
 
@@ -33,61 +37,78 @@ class Watcher(Protocol):
 
 
 Watch = tuple[Watcher, int]
+Restore = Callable[[], None]
 _local = threading.local()
 _lock = threading.Lock()
-_entered: dict[str, int] = {}
-_covered: dict[str, Any] = {}
+_covers: dict[Hashable, tuple[int, Restore]] = {}
 
 
 @contextmanager
-def watch(anatomy: Anatomy, watchers: dict[int, Watcher]) -> Iterator[None]:
-    """Let the watcher of each layer see its attention, within this context and thread."""
-    if not watchers:
-        yield
-        return
-    modules = {layer: anatomy.role("attn", layer) for layer in watchers}
+def watch(watchers: Sequence[tuple[Anatomy, dict[int, Watcher]]]) -> Iterator[None]:
+    """Let the watcher of each layer see its attention, within this context and thread, and no other watcher."""
+    before: dict[int, Watch] = getattr(_local, "watched", {})
+    watched: dict[int, Watch] = {}
     with ExitStack() as stack:
-        match anatomy.family.door:
-            case "interface":
-                watched = {id(module): (watchers[layer], layer) for layer, module in modules.items()}
-                stack.enter_context(_interface(anatomy, watched))
-            case "method":
-                for layer, module in modules.items():
-                    assert module is not None
-                    stack.enter_context(_method(module, (watchers[layer], layer)))
-            case "bloom":
-                for layer, module in modules.items():
-                    assert module is not None
-                    stack.enter_context(_bloom(anatomy, module, (watchers[layer], layer)))
-        yield
+        for anatomy, layers in watchers:
+            for layer, watcher in layers.items():
+                module = anatomy.role("attn", layer)
+                assert module is not None
+                watched[id(module)] = found = (watcher, layer)
+                stack.enter_context(_door(anatomy, module, found))
+        _local.watched = watched
+        try:
+            yield
+        finally:
+            _local.watched = before
+
+
+def _watch_of(module: nn.Module) -> Watch | None:
+    """Who watches this module in this thread."""
+    watched: dict[int, Watch] = getattr(_local, "watched", {})
+    return watched.get(id(module))
+
+
+def _door(anatomy: Anatomy, module: nn.Module, found: Watch) -> Any:
+    match anatomy.family.door:
+        case "interface":
+            config = getattr(module, "config", None) or anatomy.module.config
+            name = str(getattr(config, "_attn_implementation", None) or "eager")
+            return _covered(name, partial(_cover_interface, name))
+        case "method":
+            return _covered(id(module), partial(_cover_method, module))
+        case "bloom":
+            return _bloom(anatomy, module, found)
 
 
 @contextmanager
-def _interface(anatomy: Anatomy, watched: dict[int, Watch]) -> Iterator[None]:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
-
-    first = anatomy.role("attn", min(layer for _, layer in watched.values()))
-    config = getattr(first, "config", None) or anatomy.module.config
-    name = getattr(config, "_attn_implementation", None) or "eager"
-    before = getattr(_local, "watched", {})
-    _local.watched = before | watched
+def _covered(key: Hashable, cover: Callable[[], Restore]) -> Iterator[None]:
+    """Cover something that all threads share once, while any of them is inside; the last one out restores it."""
     with _lock:
-        _entered[name] = _entered.get(name, 0) + 1
-        if _entered[name] == 1:
-            _covered[name] = (name in registry._local_mapping, registry._local_mapping.get(name))
-            kernel = None if name == "eager" else registry.get(name)
-            registry[name] = _dispatcher(kernel)
+        count, restore = _covers.get(key) or (0, cover())
+        _covers[key] = (count + 1, restore)
     try:
         yield
     finally:
-        _local.watched = before
         with _lock:
-            _entered[name] -= 1
-            if _entered[name] == 0:
-                held, entry = _covered.pop(name)
-                del registry[name]
-                if held:
-                    registry[name] = entry
+            count, restore = _covers.pop(key)
+            if count > 1:
+                _covers[key] = (count - 1, restore)
+            else:
+                restore()
+
+
+def _cover_interface(name: str) -> Restore:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
+
+    held, entry = name in registry._local_mapping, registry._local_mapping.get(name)
+    registry[name] = _dispatcher(None if name == "eager" else registry.get(name))
+
+    def restore() -> None:
+        del registry[name]
+        if held:
+            registry[name] = entry
+
+    return restore
 
 
 def _dispatcher(kernel: Callable[..., Any] | None) -> Callable[..., Any]:
@@ -95,7 +116,7 @@ def _dispatcher(kernel: Callable[..., Any] | None) -> Callable[..., Any]:
         module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *args: Any, **kwargs: Any
     ) -> Any:
         original = kernel or _eager(module)
-        found: Watch | None = getattr(_local, "watched", {}).get(id(module))
+        found = _watch_of(module)
         if found is None:
             return original(module, q, k, v, mask, *args, **kwargs)
         watcher, layer = found
@@ -129,16 +150,18 @@ def _eager(module: nn.Module) -> Callable[..., Any]:
     for cls in type(module).__mro__:
         found = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
         if found is not None:
-            return found  # type: ignore[no-any-return]
+            return found
     raise LookupError(f"{type(module).__name__} has no eager_attention_forward in its modeling file")
 
 
-@contextmanager
-def _method(module: nn.Module, found: Watch) -> Iterator[None]:
-    watcher, layer = found
-    original = module._attn
+def _cover_method(module: nn.Module) -> Restore:
+    original: Callable[..., Any] = module._attn  # type: ignore[assignment]
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        found = _watch_of(module)
+        if found is None:
+            return original(q, k, v, mask, *args, **kwargs)
+        watcher, layer = found
         q, k, v = _see_qkv(watcher, layer, q, k, v)
         if not watcher.wants_pattern:
             return original(q, k, v, mask, *args, **kwargs)
@@ -152,10 +175,7 @@ def _method(module: nn.Module, found: Watch) -> Iterator[None]:
         return answer
 
     module._attn = attend  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del module._attn
+    return lambda: delattr(module, "_attn")
 
 
 def _method_scores(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
@@ -175,18 +195,21 @@ def _bloom(anatomy: Anatomy, module: nn.Module, found: Watch) -> Iterator[None]:
     held: dict[str, Any] = {}
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        held["mask"], held["alibi"] = kwargs["attention_mask"], kwargs["alibi"]
+        if _watch_of(module) is found:
+            held["mask"], held["alibi"] = kwargs["attention_mask"], kwargs["alibi"]
 
-    def projected(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def projected(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if _watch_of(module) is not found:
+            return None
         split = output.view(*output.shape[:2], heads, 3, d_head).unbind(dim=-2)
         new = [watcher.see(part, layer, value) for part, value in zip("qkv", split, strict=True)]
         held["q"], held["k"], held["v"] = (value.transpose(1, 2) for value in new)
         if all(value is old for value, old in zip(new, split, strict=True)):
-            return output
+            return None
         return torch.stack(new, dim=-2).reshape(output.shape)
 
     def weighed(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-        if not watcher.wants_pattern:
+        if _watch_of(module) is not found or not watcher.wants_pattern:
             return None
         kernel = args[0]
         alibi = held["alibi"].view(kernel.shape[0], heads, 1, -1)
@@ -195,7 +218,7 @@ def _bloom(anatomy: Anatomy, module: nn.Module, found: Watch) -> Iterator[None]:
             held["q"],
             held["k"],
             held["mask"],
-            scaling=float(module.inv_norm_factor),
+            scaling=float(module.inv_norm_factor),  # type: ignore[arg-type]
             position_bias=alibi,
         )
         weights = watcher.see("pattern", layer, compute.pattern(watcher.see("scores", layer, given)))
@@ -206,8 +229,8 @@ def _bloom(anatomy: Anatomy, module: nn.Module, found: Watch) -> Iterator[None]:
 
     handles = [
         module.register_forward_pre_hook(before, with_kwargs=True),
-        module.query_key_value.register_forward_hook(projected),  # type: ignore[operator,union-attr]
-        module.attention_dropout.register_forward_pre_hook(weighed),  # type: ignore[operator,union-attr]
+        module.get_submodule("query_key_value").register_forward_hook(projected),
+        module.get_submodule("attention_dropout").register_forward_pre_hook(weighed),
     ]
     try:
         yield

@@ -26,7 +26,7 @@ class Batch:
 
     @staticmethod
     def of(rows: int, columns: int, mask: Int[Tensor, "row column"] | None) -> "Batch":
-        """From a padding mask (1 = real). Real tokens of a row must be contiguous, or `SiteError` is raised by use."""
+        """From a padding mask (1 = real), the real tokens of each row side by side."""
         if mask is None or bool(mask.all()):
             return Batch(rows, columns)
         real = mask.bool().int()

@@ -1,13 +1,16 @@
 """Read and edit values while the user's own modules run, through two doors: module hooks, and the attention kernel.
 
 1. Each requested site and each edit is resolved to its place (or refused) before anything runs.
-2. On entering, hooks are laid on exactly those modules; on leaving, after errors too, they are gone.
+2. On entering, hooks are laid on exactly those modules; on leaving, after errors too, they are gone. They act in this
+   thread only, and not while another interception is open inside this one.
 3. At a place, edits are applied in their order, then the value is kept as the reads select it.
 4. When the last read is in hand and nothing else is wanted, the pass stops.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -23,6 +26,7 @@ from microtome.models.batch import Batch
 from microtome.models.places import Call, Place, path_place, place
 
 INSIDE_ATTENTION = {"q", "k", "v", "scores", "pattern"}
+_thread = threading.local()
 
 
 class Stop(Exception):
@@ -115,14 +119,14 @@ class Interception:
             for (module, side), entries in self._places.items():
                 hook = self._before(entries) if side == "in" else self._after(entries)
                 register = module.register_forward_pre_hook if side == "in" else module.register_forward_hook
-                self._stack.callback(register(hook, with_kwargs=True).remove)  # type: ignore[operator]
-            for stack, watchers in self._watchers.items():
-                self._stack.enter_context(
-                    watch(anatomy_of(self._anatomies, Site("embed", stack=stack)), watchers)
-                )
+                self._stack.callback(register(hook, with_kwargs=True).remove)
+            watchers = [(self._anatomies[stack], layers) for stack, layers in self._watchers.items()]
+            self._stack.enter_context(watch(watchers))
         except BaseException:
             self._stack.close()
             raise
+        self._stack.callback(setattr, _thread, "open", getattr(_thread, "open", None))
+        _thread.open = self
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -130,6 +134,8 @@ class Interception:
 
     def _before(self, entries: list[tuple[Site, Place]]) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if _thread.__dict__.get("open") is not self:
+                return None
             call = Call(module, args, kwargs)
             for whole, found in entries:
                 self._visit(whole, found, call)
@@ -140,6 +146,8 @@ class Interception:
 
     def _after(self, entries: list[tuple[Site, Place]]) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if _thread.__dict__.get("open") is not self:
+                return None
             call = Call(module, args, kwargs, output)
             for whole, found in entries:
                 self._visit(whole, found, call)
@@ -152,21 +160,19 @@ class Interception:
         batch = self.batch_of(whole)
         value = found.canonical(raw, call, batch)
         new = self.edited(whole, value)
-        differentiates = any(site.gradient for site in self._reads.get(whole, ()))
-        if differentiates and found.recomputes and not new.requires_grad:
-            new = new.detach().clone().requires_grad_()
+        gradients = [site for site in self._reads.get(whole, ()) if site.gradient]
+        # One raw value for several rows has one gradient for all of them: give each row its own.
+        rebuilds = bool(gradients) and (found.recomputes or raw.shape[:1] != value.shape[:1])
+        if rebuilds:
+            new = _differentiable(new.clone())
         if new is not value:
             found.store(new, call, batch)
             raw = found.raw(call)
-            value = new if found.recomputes else found.canonical(raw, call, batch)
-        if differentiates:
-            target = value if found.recomputes else raw
-            if not target.requires_grad:
-                target.requires_grad_()
-            for site in self._reads[whole]:
-                if site.gradient:
-                    convert = _whole if found.recomputes else found.gradient
-                    self._targets[site] = (target, lambda g, c=convert, r=raw: c(g, r, call, batch))
+            value = new if rebuilds else found.canonical(raw, call, batch)
+        if gradients:
+            target = value if rebuilds else _differentiable(raw)
+            convert = _whole if rebuilds else partial(found.gradient, raw=raw, call=call, batch=batch)
+            self._targets |= dict.fromkeys(gradients, (target, convert))
         self.keep(whole, value)
 
     def batch_of(self, whole: Site) -> Batch:
@@ -191,12 +197,13 @@ class Interception:
         if self._stop and not self._pending:
             raise Stop
 
-    def gradients(self, metric: Tensor) -> None:
-        """Fill in the gradients asked for, of the sum of `metric`."""
+    def gradients(self, metric: Tensor, *, keep_graph: bool = False) -> None:
+        """Fill in the gradients asked for, of the sum of `metric`. `keep_graph`: for a backward pass to come."""
         if not self._targets:
             return
         sites = list(self._targets)
-        found = torch.autograd.grad(metric.sum(), [self._targets[s][0] for s in sites], allow_unused=True)
+        targets = [self._targets[site][0] for site in sites]
+        found = torch.autograd.grad(metric.sum(), targets, allow_unused=True, retain_graph=keep_graph)
         for site, gradient in zip(sites, found, strict=True):
             target, convert = self._targets[site]
             whole = convert(torch.zeros_like(target) if gradient is None else gradient)
@@ -209,8 +216,13 @@ class Interception:
                 raise SiteError(
                     f"{whole} was never reached in this pass; does the model use this module for these inputs?"
                 )
+        if not self._stop:
+            self.check_edits_reached()
+
+    def check_edits_reached(self) -> None:
+        """Raise if an edit was never applied."""
         for whole in self._edits:
-            if whole not in self._reached and not self._stop:
+            if whole not in self._reached:
                 raise EditError(
                     f"the edit at {whole} was never reached in this pass; its effect would be silently nothing"
                 )
@@ -245,12 +257,11 @@ class _Watcher:
         if whole not in owner._reads and whole not in owner._edits:
             return value
         value = owner.edited(whole, value)
-        if any(site.gradient for site in owner._reads.get(whole, ())):
-            if not value.requires_grad:
-                value = value.detach().requires_grad_()
-            for site in owner._reads[whole]:
-                if site.gradient:
-                    owner._targets[site] = (value, lambda gradient: gradient)
+        gradients = [site for site in owner._reads.get(whole, ()) if site.gradient]
+        if gradients:
+            # A tensor of its own, so that what follows is computed from it and not from what it is a view of.
+            value = value.view_as(value) if value.requires_grad else _differentiable(value.detach())
+            owner._targets |= dict.fromkeys(gradients, (value, _whole))
         owner.keep(whole, value)
         return value
 
@@ -260,9 +271,9 @@ class _Watcher:
         real = batch.real(mixed.device)[:, -mixed.shape[1] :]
         gap = (mixed.float() - kernel.float()).abs().amax(dim=tuple(range(2, mixed.dim())))
         scale = float(kernel.float().abs().max().clamp_min(1.0))
-        allowed = scale * (1e-4 if kernel.dtype == torch.float32 else 16 * torch.finfo(kernel.dtype).eps)
+        allowed = scale * max(1e-4, 16 * torch.finfo(kernel.dtype).eps)
         worst = float(torch.where(real, gap, 0.0).max())
-        if not worst <= allowed:
+        if worst > allowed:
             raise FamilyError(
                 f"the pattern of layer {layer} does not explain what the attention kernel returned (largest difference "
                 f"{worst:.2e}, allowed {allowed:.2e}); this attention computes something we do not know"
@@ -283,8 +294,12 @@ def anatomy_of(anatomies: dict[str, Anatomy], site: Site) -> Anatomy:
     return found
 
 
-def _whole(gradient: Tensor, raw: Tensor, call: Call, batch: Batch) -> Tensor:
+def _whole(gradient: Tensor) -> Tensor:
     return gradient
+
+
+def _differentiable(value: Tensor) -> Tensor:
+    return value if value.requires_grad else value.requires_grad_()
 
 
 def _own(value: Tensor, *, copy: bool) -> Tensor:

@@ -80,13 +80,10 @@ def _from_files(
 ) -> nn.Module:
     import transformers
 
-    folder = Path(source)
-    if (
-        folder.is_absolute()
-        and not folder.is_dir()
-        or source.startswith((".", "~"))
-        and not folder.expanduser().is_dir()
-    ):
+    folder = Path(source).expanduser()
+    source = str(folder) if source.startswith("~") else source
+    meant_as_folder = folder.is_absolute() or source.startswith((".", "~"))
+    if meant_as_folder and not folder.is_dir():
         raise StoreError(
             f"{source} is not a folder; give a folder with config.json and model.safetensors, or a hub name"
         )
@@ -96,14 +93,25 @@ def _from_files(
         names = getattr(config, "architectures", None) or []
         cls = getattr(transformers, names[0], None) if names else None
         cls = cls or transformers.AutoModelForCausalLM
-        module = cls.from_pretrained(
-            source, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, revision=revision
+        module, report = cls.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            revision=revision,
+            output_loading_info=True,
         )
     except Exception as error:
         raise StoreError(
             f"{source} could not be loaded: {type(error).__name__}: {error}. Expected a folder with config.json and "
-            "safetensors weights (an interrupted or damaged download must be fetched again), or a hub name that is within reach"
+            "safetensors weights (fetch an interrupted or damaged download again), or a hub name that is within reach"
         ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise StoreError(
+            f"{source} lacks {len(missing)} of the weights of {cls.__name__} (first {missing[0]}), which "
+            "would be random. Give a complete checkpoint, or load the module yourself and hand it in"
+        )
     assert isinstance(module, nn.Module)
     return module.eval()
 
@@ -119,6 +127,8 @@ def _tokenizer(source: str, revision: str | None) -> Any:
 
 def _check_weights(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            continue
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter.detach().sum())):
             bad = int((~torch.isfinite(parameter.detach())).sum())
             if bad:

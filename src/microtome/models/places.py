@@ -1,4 +1,4 @@
-"""How is a site reached? Every part but those inside the attention kernel is a module's input or output, seen through a view.
+"""How is a site reached? Every part outside the attention kernel is a module's input or output, seen through a view.
 
 A `Place` names a module, whether the value is its input or its output, and how the raw tensor there is read in
 canonical layout and put back. `place(anatomy, site)` finds it, or says why this model has no such site.
@@ -14,7 +14,7 @@ from microtome.core.errors import SiteError
 from microtome.core.site import Site
 from microtome.models.anatomy import Anatomy, submodule
 from microtome.models.batch import Batch
-from microtome.models.weights import output_by_head
+from microtome.models.weights import output_by_head, parameter
 
 
 class Call:
@@ -166,12 +166,13 @@ class NormScale(Place):
     """The divisor of a norm: the root of the variance (LayerNorm) or of the mean square (RMSNorm), epsilon included."""
 
     eps: float = 1e-5
+    recomputes = True
 
     def canonical(self, raw: Tensor, call: Call, batch: Batch) -> Tensor:
         return self._scale(call, batch)
 
     def _scale(self, call: Call, batch: Batch) -> Tensor:
-        value = call.input.float()
+        value = call.input.to(torch.promote_types(call.input.dtype, torch.float32))
         if isinstance(call.module, nn.LayerNorm):
             value = value - value.mean(dim=-1, keepdim=True)
         scale = (value.pow(2).mean(dim=-1, keepdim=True) + self._eps(call.module)).sqrt()
@@ -182,15 +183,9 @@ class NormScale(Place):
 
     def store(self, value: Tensor, call: Call, batch: Batch) -> None:
         raw = call.result
-        bias = getattr(call.module, "bias", None)
+        bias = parameter(call.module, "bias")
         ratio = (self._scale(call, batch) / value).reshape(*raw.shape[:-1], 1).to(raw.dtype)
         call.result = raw * ratio if bias is None else (raw - bias) * ratio + bias
-
-    def gradient(self, gradient: Tensor, raw: Tensor, call: Call, batch: Batch) -> Tensor:
-        bias = getattr(call.module, "bias", None)
-        centred = raw if bias is None else raw - bias
-        slope = -(gradient * centred).sum(dim=-1).view(batch.rows, -1, 1)
-        return slope / self._scale(call, batch)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a pass returned: the values asked for, logits where asked, nothing more. Saves to one file and loads back equal."""
+"""What a pass returned: the values asked for, logits where asked, nothing more. It saves, and loads back equal."""
 
 import json
 from collections.abc import Mapping

@@ -28,13 +28,13 @@ def unembed(
     head = anatomy.role("head")
     if head is None:
         raise SiteError(
-            f"this {type(anatomy.module).__name__} has no unembedding, so there are no logits; load the model with its head"
+            f"this {type(anatomy.module).__name__} has no unembedding, so there are no logits; load it with its head"
         )
     hidden = resid
     for role in ("final_norm", "before_head"):
         if (module := anatomy.role(role)) is not None:
             hidden = module(hidden)
-    config = anatomy.module.config
+    config: Any = anatomy.module.config
     if getattr(config, "scale_decoder_outputs", False):
         hidden = hidden * config.d_model**-0.5
     logits = head(hidden) if tokens is None or not _is_plain(head) else _columns(head, hidden, tokens)

@@ -1,10 +1,9 @@
 """Parameters under the field's names and in one layout, as views of the user's own tensors.
 
-Linear layers keep `[out, in]`, GPT-2's keep `[in, out]`; projections may be fused, and their heads interleaved. Nothing is copied
-where a view will do, nothing is rewritten, and norms are not folded in.
+Linear layers keep `[out, in]`, GPT-2's keep `[in, out]`; projections may be fused, and their heads interleaved.
+Nothing is copied where a view will do, nothing is rewritten, and norms are not folded in.
 """
 
-import torch
 from torch import Tensor, nn
 
 from microtome.core.errors import SiteError
@@ -19,7 +18,7 @@ def weight(anatomy: Anatomy, address: Weight) -> Tensor:
     """
     if address.layer is not None and not 0 <= address.layer < len(anatomy.blocks):
         raise SiteError(f"{address}: there are {len(anatomy.blocks)} layers (0 … {len(anatomy.blocks) - 1})")
-    found = _find(anatomy, address)
+    found = find(anatomy, address)
     if found is None:
         raise SiteError(f"{address}: the {anatomy.family.name} family has no such parameter")
     if address.heads is not None:
@@ -34,23 +33,24 @@ def output_by_head(anatomy: Anatomy, layer: int) -> Tensor:
     return weight(anatomy, Weight("W_O", layer))
 
 
-def _find(anatomy: Anatomy, address: Weight) -> Tensor | None:
+def find(anatomy: Anatomy, address: Weight) -> Tensor | None:
+    """The whole parameter at an address, `None` if this family has no such parameter."""
     kind, _, name = address.name.partition("_")
     layer = address.layer
     match name:
         case "E" | "pos":
             module = anatomy.role("embed" if name == "E" else "pos_embed")
-            return _parameter(module, "weight")
+            return parameter(module, "weight")
         case "U":
             head = anatomy.role("head")
             head = head if isinstance(head, nn.Linear) else _last_linear(head)
-            return _oriented(head) if kind == "W" else _parameter(head, "bias")
+            return _oriented(head) if kind == "W" else parameter(head, "bias")
         case "O":
             module = anatomy.role("o", layer)
-            return _by_head(_oriented(module), anatomy) if kind == "W" else _parameter(module, "bias")
+            return _by_head(_oriented(module), anatomy) if kind == "W" else parameter(module, "bias")
         case "out":
             module = anatomy.role("mlp_down", layer)
-            return _oriented(module) if kind == "W" else _parameter(module, "bias")
+            return _oriented(module) if kind == "W" else parameter(module, "bias")
         case "in" | "gate":
             return _neurons(anatomy, kind, name, layer)
         case _:
@@ -59,10 +59,10 @@ def _find(anatomy: Anatomy, address: Weight) -> Tensor | None:
 
 def _neurons(anatomy: Anatomy, kind: str, name: str, layer: int | None) -> Tensor | None:
     if fused := anatomy.role("gate_up", layer):
-        found = _oriented(fused) if kind == "W" else _parameter(fused, "bias")
+        found = _oriented(fused) if kind == "W" else parameter(fused, "bias")
         return None if found is None else found.chunk(2, dim=-1)[0 if name == "gate" else 1]
     module = anatomy.role("mlp_up" if name == "in" else "mlp_gate", layer)
-    return _oriented(module) if kind == "W" else _parameter(module, "bias")
+    return _oriented(module) if kind == "W" else parameter(module, "bias")
 
 
 def _projection(anatomy: Anatomy, kind: str, name: str, layer: int | None) -> Tensor | None:
@@ -70,7 +70,7 @@ def _projection(anatomy: Anatomy, kind: str, name: str, layer: int | None) -> Te
     heads = sizes["n_heads"] if name == "Q" else sizes["n_kv_heads"]
     d_head = sizes["d_head"]
     if fused := anatomy.role("qkv", layer):
-        flat = _oriented(fused) if kind == "W" else _parameter(fused, "bias")
+        flat = _oriented(fused) if kind == "W" else parameter(fused, "bias")
         if flat is None:
             return None
         if anatomy.family.interleaved:
@@ -80,7 +80,7 @@ def _projection(anatomy: Anatomy, kind: str, name: str, layer: int | None) -> Te
             split = flat.split(widths, dim=-1)["QKV".index(name)].unflatten(-1, (heads, d_head))
     else:
         module = anatomy.role(name.lower(), layer)
-        found = _oriented(module) if kind == "W" else _parameter(module, "bias")
+        found = _oriented(module) if kind == "W" else parameter(module, "bias")
         if found is None:
             return None
         split = found.unflatten(-1, (heads, d_head))
@@ -93,19 +93,19 @@ def _by_head(flat: Tensor | None, anatomy: Anatomy) -> Tensor | None:
 
 def _oriented(module: nn.Module | None) -> Tensor | None:
     """`[in, out]` of a linear layer, whichever way it is kept."""
-    found = _parameter(module, "weight")
+    found = parameter(module, "weight")
     if found is None or module is None:
         return None
-    return found.T if isinstance(module, nn.Linear) or _keeps_out_first(module) else found
+    return found.T if hasattr(module, "out_features") else found
 
 
-def _keeps_out_first(module: nn.Module) -> bool:
-    return hasattr(module, "out_features")
-
-
-def _parameter(module: nn.Module | None, name: str) -> Tensor | None:
+def parameter(module: nn.Module | None, name: str) -> Tensor | None:
+    """A module's own parameter, also one that Accelerate keeps elsewhere until the module runs."""
     found = getattr(module, name, None)
-    return found if isinstance(found, torch.Tensor) else None
+    if isinstance(found, Tensor) and found.is_meta:
+        kept = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        found = None if kept is None else kept[name]
+    return found if isinstance(found, Tensor) else None
 
 
 def _last_linear(module: nn.Module | None) -> nn.Module | None:
