@@ -19,11 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from microtome.core.edits import Edit
-from microtome.core.errors import FamilyError, InputError, NotFiniteError, SiteError
+from microtome.core.errors import FamilyError, InputError, SiteError
 from microtome.core.logits import LogitSelection, Metric
 from microtome.core.site import PARTS, Site, as_site
 from microtome.core.weight import Weight
-from microtome.models import select, unembedding, weights
+from microtome.models import finite, select, unembedding, weights
 from microtome.models.anatomy import Anatomy
 from microtome.models.batch import Batch
 from microtome.models.inputs import Inputs, prepare
@@ -78,7 +78,12 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        """Where inputs go: of a model that Accelerate spreads over devices, where its first layer runs."""
+        hook = getattr(self.module, "_hf_hook", None)
+        placed = getattr(hook, "execution_device", None)
+        if placed is not None:
+            return torch.device(placed)
+        return next((p.device for p in self.module.parameters() if not p.is_meta), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -151,26 +156,28 @@ class Model:
         Raises `SiteError`, `EditError`, `InputError`, `NotFiniteError`; the module is left as it was in every case.
         """
         sites = [as_site(site) for site in read]
-        self._check_request(sites, metric)
+        self._check_request(sites, metric, logits)
         inputs = self.inputs(tokens, mask)
-        wanted: bool | LogitSelection = not sites if logits is None and metric is None else bool(logits)
-        if isinstance(logits, LogitSelection):
-            wanted = logits
-        if metric is not None and not wanted:
-            wanted = metric.needs
-        trains = any(site.gradient for site in sites) or any(_trains(e) for e in edit)
-        with torch.enable_grad() if trains else torch.no_grad():
+        needs = None if metric is None else metric.needs
+        if logits is None:
+            logits = not sites and metric is None
+        wanted = needs if needs is not None and not logits else logits
+        trains = any(_trains(e) for e in edit)
+        differentiates = any(site.gradient for site in sites)
+        with torch.enable_grad() if trains or differentiates else torch.no_grad():
             seen, found = self._pass(inputs, sites, edit, wanted)
             scores = None
-            if metric is not None:
+            if metric is not None and needs is not None:
                 assert found is not None
-                scores = metric(
-                    found if wanted is metric.needs else self._select(found, metric.needs, inputs.batch)
-                )
-                seen.gradients(scores)
+                scores = metric(self._select(found, needs, inputs.batch) if logits else found)
+                seen.gradients(scores, keep_graph=trains)
+        values = seen.values
+        if differentiates and not trains:
+            values = {site: value.detach() for site, value in values.items()}
+            found, scores = (None if kept is None else kept.detach() for kept in (found, scores))
         if check_finite:
-            _check_finite(seen.values, found)
-        return Run(seen.values, found if logits or (logits is None and metric is None) else None, scores)
+            finite.check_finite(values, found)
+        return Run(values, found if logits else None, scores)
 
     def _pass(
         self, inputs: Inputs, sites: Sequence[Site], edits: Sequence[Edit], wanted: bool | LogitSelection
@@ -219,12 +226,16 @@ class Model:
             logits = select.read(Site("logits", positions=wanted.positions), logits, batch)
         return unembedding.select_logits(logits, wanted)
 
-    def _check_request(self, sites: Sequence[Site], metric: Metric | None) -> None:
+    def _check_request(
+        self, sites: Sequence[Site], metric: Metric | None, logits: bool | LogitSelection | None
+    ) -> None:
+        if metric is not None and isinstance(logits, LogitSelection):
+            raise InputError("a metric chooses its own logits; beside it, ask for all (logits=True) or none")
         if any(site.gradient for site in sites) and metric is None:
             raise InputError(
                 "a gradient is of something: give run(..., metric=...), for example a LogitDifference"
             )
-        if self.module.training and any(m.p > 0 for m in self.module.modules() if isinstance(m, nn.Dropout)):
+        if any(module.training and _drops_out(module) for module in self.module.modules()):
             raise InputError(
                 f"{self.name} is in training mode with dropout, so every pass would differ; call module.eval() first"
             )
@@ -235,7 +246,8 @@ def logits_of(model: Model, output: Any) -> Tensor:
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(found, Tensor):
         raise InputError(
-            f"{model.name} ({type(model.module).__name__}) returns no logits; load it with its head, or ask for reads only"
+            f"{model.name} ({type(model.module).__name__}) returns no logits; load it with its head, or ask for "
+            "reads only"
         )
     return found
 
@@ -244,21 +256,7 @@ def _trains(edit: Edit) -> bool:
     return any(isinstance(value, Tensor) and value.requires_grad for value in vars(edit).values())
 
 
-def _check_finite(values: Mapping[Site, Tensor], logits: Tensor | None) -> None:
-    """Raise for the first value in the order of the pass that holds NaN or infinity (scores may hold -inf: masked)."""
-    for site in sorted(values, key=lambda s: s.depth):
-        value = values[site]
-        if site.part != "scores" and value.is_floating_point() and not bool(torch.isfinite(value.sum())):
-            _raise_not_finite(str(site), value)
-    if logits is not None and not bool(torch.isfinite(logits.sum())):
-        _raise_not_finite("logits", logits)
-
-
-def _raise_not_finite(where: str, value: Tensor) -> None:
-    bad = int((~torch.isfinite(value)).sum())
-    if bad == 0:
-        return
-    raise NotFiniteError(
-        f"{where} holds {bad} NaN or infinite values of {value.numel()}; look at the edits, the weights "
-        "(microtome.load checks them) or the dtype. run(..., check_finite=False) returns them as they are"
-    )
+def _drops_out(module: nn.Module) -> bool:
+    """Whether a module in training mode would drop something: a dropout, or an attention that drops its weights."""
+    rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
+    return isinstance(rate, float) and rate > 0

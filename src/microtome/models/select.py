@@ -78,14 +78,14 @@ def write(edit: Edit, value: Tensor, batch: Batch) -> Tensor:
     if index is None:
         return value
     chosen = turned[index]
-    part = _tail(site, chosen, 2)
+    part = _turned(site, _tail(site, chosen, 2))
     new = edit.apply(part)
     if new.shape != part.shape:
         raise EditError(
             f"{edit!r} returned shape {list(new.shape)} for a selection of shape {list(part.shape)}; "
             "an edit must keep the shape"
         )
-    new = new.to(value.dtype)
+    new = _turned(site, new.to(value.dtype))
     if site.heads is not None or site.units is not None:
         new = _put_tail(site, chosen, new)
     if all(isinstance(i, slice) and i == slice(None) for i in index):
