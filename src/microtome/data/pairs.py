@@ -46,8 +46,8 @@ class Pairs:
     """
 
     clean: Int[Tensor, "batch position"]
-    corrupt: Int[Tensor, "batch position"]
-    mask: Int[Tensor, "batch position"] | None
+    corrupt: Int[Tensor, "_ _"]  # as clean: the error below says so in the user's words
+    mask: Int[Tensor, "_ _"] | None  # likewise
     answers: tuple[tuple[int, ...], ...]
     wrong: tuple[tuple[int, ...], ...]
     slots: tuple[Spans, ...]
