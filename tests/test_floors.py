@@ -29,8 +29,8 @@ FLOORS = {
     **{
         f"microtome.{name}": 4
         for name in (
-            "lenses exemplars attribution probes geometry weights patching circuits causal dictionaries decompile "
-            "descriptions steering editing development intrinsic testbeds"
+            "lenses exemplars attribution heads probes geometry weights patching circuits causal dictionaries "
+            "decompile descriptions steering editing development intrinsic testbeds"
         ).split()
     },
     "microtome.evaluation": 5,
@@ -43,7 +43,9 @@ FLOORS = {
 }
 
 # The one verb and what belongs to a model itself. Analysis is a method, not an attribute of Model.
-MODEL_METHODS: frozenset[str] = frozenset()
+MODEL_METHODS = frozenset(
+    "anatomy sizes n_layers n_heads device dtype accepts sites has weight unembed inputs run call generate hash".split()
+)
 
 HEAVY = ("torch", "transformers", "xarray", "scipy", "sklearn", "pandas", "networkx")
 
@@ -138,6 +140,18 @@ def test_files_stay_short(name: str) -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_every_file_opens_with_what_it_is(name: str) -> None:
     assert ast.get_docstring(tree(name)), f"{name} has no docstring"
+
+
+def test_model_stays_narrow() -> None:
+    model = next(
+        node
+        for node in ast.walk(tree("microtome.models.model"))
+        if isinstance(node, ast.ClassDef) and node.name == "Model"
+    )
+    public = {node.name for node in model.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
+    assert "run" in public
+    assert public <= MODEL_METHODS, f"analysis belongs in a method: {public - MODEL_METHODS}"
+    assert not model.bases, "Model is wrapped, not subclassed"
 
 
 def forbidden(name: str, module: ast.Module) -> list[str]:

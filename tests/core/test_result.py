@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import weight_norms
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -89,7 +89,6 @@ PLAIN = st.recursive(
 )
 
 
-@settings(max_examples=80)
 @given(
     data=datasets(),
     config=st.dictionaries(st.text(), PLAIN, max_size=3),
@@ -139,6 +138,10 @@ def test_clock_and_date_are_not_compared_and_are_kept(tmp_path: Path) -> None:
     assert slow == make()
     read = Result.load(slow.save(tmp_path))
     assert (read.cost.seconds, read.cost.peak_bytes, read.provenance.date) == (99.0, 7, "2020-01-01")
+
+
+def test_a_config_is_accepted_and_becomes_plain() -> None:
+    assert make(config=weight_norms.Config(power=2)).config == {"power": 2.0, "seed": 0}
 
 
 def test_arrays_are_read_only_and_the_callers_are_not() -> None:

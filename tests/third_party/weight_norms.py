@@ -53,7 +53,7 @@ def run(model: Any, data: None, config: Config) -> Result:
     return Result(
         method=card.name,
         data=xr.Dataset({"norm": ("parameter", norms)}, {"parameter": list(parameters)}),
-        config=config.model_dump(),
+        config=config,
         seed=config.seed,
         provenance=Provenance(model.name, model_hash(model.module.state_dict())),
         cost=recorder.cost(),

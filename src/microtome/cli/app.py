@@ -41,10 +41,11 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         Console().print(f"microtome {microtome.__version__}", highlight=False)
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -15,7 +15,6 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from microtome.core import plugins
+from microtome.core.config import Config
 from microtome.core.cost import Cost
 from microtome.core.errors import InputError, PluginError, StoreError
 from microtome.core.provenance import Provenance
@@ -44,7 +44,7 @@ class Result(ABC):
     """What a method returns. A method subclasses it to tell `shapes`, and adds no field.
 
     method: the card's name. data: named arrays over named dimensions (`layer head position unit …`); bool, integer,
-    float or string. config: the settings as plain values. scope: the card's `scope`.
+    float or string. config: the settings, a `Config` or a dict; held as a dict of plain values. scope: the card's `scope`.
     notes: caveats, printed wherever the result is.
 
     Equal are results with the same method, settings, arrays (dtypes included; NaN equals NaN), origin and counts;
@@ -55,7 +55,7 @@ class Result(ABC):
 
     method: str
     data: xr.Dataset
-    config: Mapping[str, Any]
+    config: Any
     seed: int
     provenance: Provenance
     cost: Cost = field(default_factory=Cost)
@@ -63,7 +63,8 @@ class Result(ABC):
     scope: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "config", _plain(self.config, "the settings"))
+        config = self.config.model_dump(mode="json") if isinstance(self.config, Config) else self.config
+        object.__setattr__(self, "config", _plain(config, "the settings"))
         object.__setattr__(self, "data", _normal(self.data))
         object.__setattr__(self, "notes", tuple(self.notes))
 
