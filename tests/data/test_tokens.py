@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
 from microtome.core.errors import InputError
 from microtome.data.tokens import encode, single_token, token_text, usable
@@ -38,6 +38,11 @@ def test_special_tokens_stay_in_front_and_go_behind(tokenizer: PreTrainedTokeniz
 def test_what_a_tokenizer_does_not_know_is_refused(words: PreTrainedTokenizerBase) -> None:
     with pytest.raises(InputError, match="does not know 'xylophone'"):
         encode(words, "When Mary and xylophone")
+
+
+def test_a_tokenizer_without_offsets_is_refused() -> None:
+    with pytest.raises(InputError, match="gives character offsets, got the slow ByT5Tokenizer"):
+        encode(ByT5Tokenizer(), SENTENCE)
 
 
 @pytest.mark.parametrize("kind", ["words", "bytes"])

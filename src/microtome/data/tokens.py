@@ -6,7 +6,7 @@ nothing is assumed here: a text is encoded whole, the tokenizer's own character 
 where, and a word's id is read off as the one token by which the text grew.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -96,29 +96,32 @@ def single_token(tokenizer: PreTrainedTokenizerBase, word: str, after: str) -> i
 
 def single_tokens(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], after: str) -> tuple[int, ...]:
     """The id of each word as `single_token` finds it. Raises `InputError` for the first that is not one token."""
+    return tuple(map(_continuation(tokenizer, after), words))
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, after: str) -> Callable[[str], int]:
+    """The function that finds a word's id behind `after`, which is encoded once for all words."""
     prefix = after.rstrip(" ")
-    before = encode(tokenizer, prefix).ids if prefix else None
-    return tuple(_grown_by(tokenizer, prefix, before, after[len(prefix) :] + word) for word in words)
+    space = after[len(prefix) :]
+    start = encode(tokenizer, prefix).ids if prefix else None
 
+    def single(word: str) -> int:
+        word = space + word
+        longer = encode(tokenizer, prefix + word)
+        before = longer.ids[: longer.span(0, len(word))[0]] if start is None else start
+        new = longer.ids[len(before) :]
+        if longer.ids[: len(before)] != before:
+            raise InputError(
+                f"{word!r} is not a token of its own after {prefix!r}: it joins what stands before it "
+                f"({token_texts(tokenizer, longer.ids)}); choose another answer or prompt"
+            )
+        if len(new) != 1:
+            raise InputError(
+                f"{word!r} is {len(new)} tokens: {token_texts(tokenizer, new)}; choose another answer"
+            )
+        return new[0]
 
-def _grown_by(
-    tokenizer: PreTrainedTokenizerBase, prefix: str, before: tuple[int, ...] | None, word: str
-) -> int:
-    """The one token by which `prefix`, whose ids are `before`, grows; a word without prefix follows the start."""
-    longer = encode(tokenizer, prefix + word)
-    if before is None:
-        before = longer.ids[: longer.span(0, len(word))[0]]
-    new = longer.ids[len(before) :]
-    if longer.ids[: len(before)] != before:
-        raise InputError(
-            f"{word!r} is not a token of its own after {prefix!r}: it joins what stands before it "
-            f"({token_texts(tokenizer, longer.ids)}); choose another answer or prompt"
-        )
-    if len(new) != 1:
-        raise InputError(
-            f"{word!r} is {len(new)} tokens: {token_texts(tokenizer, new)}; choose another answer"
-        )
-    return new[0]
+    return single
 
 
 def usable(
@@ -128,11 +131,12 @@ def usable(
 
     Raises `InputError`, with the reason for the first word that is not, when fewer than `at_least` are left.
     """
+    single = _continuation(tokenizer, after)
     kept: list[str] = []
     reason = ""
     for word in words:
         try:
-            single_token(tokenizer, word, after)
+            single(word)
         except InputError as error:
             reason = reason or str(error)
         else:

@@ -179,14 +179,12 @@ def test_a_character_tokenizer_is_refused_with_a_reason(
 
 def test_more_prompts_than_there_are_is_refused_with_their_number(words: PreTrainedTokenizerBase) -> None:
     task = tasks.get("factual-recall")
-    with pytest.raises(InputError, match=r"expected 10000 pairs .* but there are ") as refusal:
+    with pytest.raises(InputError, match=r"expected 10000 pairs .* not equally many tokens") as refusal:
         task.pairs(words, 10000, split="test")
     found = re.search(r"there are (\d+) distinct", str(refusal.value))
     assert found
     there_are = int(found.group(1))
     assert len(set(task.pairs(words, there_are, split="test").texts)) == there_are
-    with pytest.raises(InputError, match="not equally many tokens"):
-        task.pairs(words, there_are + 1, split="test")
 
 
 def test_bad_requests_are_refused(words: PreTrainedTokenizerBase) -> None:
