@@ -48,7 +48,7 @@ def qk(model: Model, layer: int, centre: bool = True) -> LowRank:
 @torch.no_grad()
 def ov(model: Model, layer: int, centre: bool = True) -> LowRank:
     """OV of every head of a layer: `[head, d_model, d_head] @ [head, d_head, d_model]`, rows are what is read."""
-    written = model.weight(f"W_O.{layer}").float()
+    written = model.weight(f"W_O.{layer}").detach().float()
     after = behind(model.anatomy, layer, "attn")
     if after is not None:
         written = after.push(written, torch.ones_like(written[..., :1]))
@@ -65,7 +65,9 @@ def token_embeddings(model: Model, block: int = 4096) -> Float[Tensor, "token d_
     learned = model.has("pos_embed")
     found = []
     for ids in torch.arange(model.sizes["d_vocab"], device=model.device).split(block):
-        run = model.run(ids[:, None], ["resid_pre.0", *(["pos_embed"] if learned else [])])
+        reads = ["resid_pre.0", *(["pos_embed"] if learned else [])]
+        # With a mask, since one of these tokens is the one for padding.
+        run = model.run(ids[:, None], reads, mask=torch.ones_like(ids[:, None]))
         entering = run["resid_pre.0"][:, 0].float()
         found.append(entering - run["pos_embed"][:, 0].float() if learned else entering)
     return torch.cat(found)
