@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from microtome.core.errors import InputError
@@ -105,6 +105,7 @@ def test_ids_are_unique_and_nothing_is_fetched(report: str) -> None:
     assert str(policy).startswith("default-src 'none'")
 
 
+@example("</script><!--<script>]]>'\"&lt;`b`\x00\ud800")
 @given(anything)
 def test_any_text_comes_back_whole_and_breaks_nothing(text: str) -> None:
     made: tuple[Shape, ...] = (
@@ -115,6 +116,8 @@ def test_any_text_comes_back_whole_and_breaks_nothing(text: str) -> None:
     )
     written = page(text, [Section(text, (text,), made)], lead=(text,))
     written.encode("utf-8")
+    assert len(re.findall("(?i)</script", written)) == 5
+    assert written.count("<!") == 1
     strip, grid, graph, table = sources(written)
     assert strip["tokens"] == [text, "b"]
     assert grid["row_labels"] == [text]
@@ -128,6 +131,7 @@ def test_any_text_comes_back_whole_and_breaks_nothing(text: str) -> None:
     assert len(outline.all("figure")) == 4
 
 
+@example("</script><!--<script>]]>'\"&lt;`b`\x00\ud800")
 @given(anything)
 def test_a_piece_for_a_notebook_survives_any_text(text: str) -> None:
     shape = Strip(text, (text,), np.ones((1, 1)))

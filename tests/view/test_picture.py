@@ -30,17 +30,18 @@ const all = (selector) => [...document.querySelectorAll(selector)];
 """
 
 
-def probe(text: str, folder: Path, script: str) -> dict[str, Any]:
-    """What `script` returns, run inside the page's own module once all is drawn; no error may reach the console."""
+def probe(text: str, folder: Path, script: str, errors: int = 0, state: str = "") -> dict[str, Any]:
+    """What `script` returns, run inside the page's own module once all is drawn; counts what the console says."""
     ending = (
         f"document.body.dataset.probe = JSON.stringify(await (async () => {{{PRELUDE}{script}}})());{END}"
     )
-    assert text.count(END) == 1
+    before, after = text.rsplit(END, 1)
     file = folder / "page.html"
-    file.write_text(text.replace(END, ending), "utf-8")
+    file.write_text(before + ending + after, "utf-8")
     offline = "--host-resolver-rules=MAP * ~NOTFOUND"
-    done = picture.open_page(file, "--dump-dom", "--enable-logging=stderr", "--window-size=1200,900", offline)
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line], done.stderr
+    flags = ("--dump-dom", "--enable-logging=stderr", "--window-size=1200,900", offline)
+    done = picture.open_page(file, *flags, state=state)
+    assert sum("CONSOLE" in line for line in done.stderr.splitlines()) == errors, done.stderr
     found = re.search(r'data-probe="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]
     told: dict[str, Any] = json.loads(unescape(found[1]))
@@ -139,6 +140,45 @@ def test_nothing_to_draw_raises_nothing(empty: Mapping[str, Shape], tmp_path: Pa
     text = page("Empty", [Section("All", shapes=tuple(empty.values()))])
     told = probe(text, tmp_path, 'return {live: all("figure").map((figure) => figure.dataset.live)};')
     assert told["live"] == ["yes"] * len(empty)
+
+
+@needs_browser
+def test_pieces_of_a_notebook_draw_each_figure_once(shapes: Mapping[str, Shape], tmp_path: Path) -> None:
+    pieces = "".join(html(shapes[name]) for name in ("grid", "strip", "grid", "panels", "table"))
+    script = """
+        await wait();
+        const drawn = (figure) => figure.querySelectorAll(".stage .tip, .stage table").length;
+        return {live: all("figure").map((figure) => [figure.dataset.live, drawn(figure)])};
+    """
+    told = probe(pieces, tmp_path, script)
+    assert told["live"] == [["yes", 1]] * 5
+
+
+@needs_browser
+def test_an_address_opens_a_figure_in_its_state(shapes: Mapping[str, Shape], tmp_path: Path) -> None:
+    text = page("p", [Section("s", shapes=(shapes["grid"], shapes["panels"]))])
+    script = 'return {pressed: all("#figure-2 .thumbs button").map((b) => b.ariaPressed)};'
+    assert probe(text, tmp_path, script, state="figure-2:%7B%22panel%22%3A1%7D")["pressed"][1] == "true"
+    assert probe(text, tmp_path, script, state="figure-2:%7Bnonsense")["pressed"][0] == "true"
+
+
+@needs_browser
+def test_a_view_that_fails_leaves_the_numbers(shapes: Mapping[str, Shape], tmp_path: Path) -> None:
+    text = page("p", [Section("s", shapes=(shapes["grid"], shapes["table"], shapes["strip"]))])
+    broken = text.replace('"row_labels"', '"lost"').replace('"exact"', '"lost"')
+    told = probe(
+        broken,
+        tmp_path,
+        """
+        const visible = (table) => table.checkVisibility() && table.getBoundingClientRect().height > 20;
+        return {open: all("details").map((details) => details.open), tables: all("table").map(visible),
+          tokens: all(".tokens span").length};
+        """,
+        errors=2,
+    )
+    assert told["open"] == [True, False]
+    assert told["tables"] == [True, True, False]
+    assert told["tokens"] == 10
 
 
 @needs_browser

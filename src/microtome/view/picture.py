@@ -64,11 +64,11 @@ def png(
         return picture.read_bytes()
 
 
-def open_page(file: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Run the browser over a local file with a fresh profile; what it prints comes back."""
+def open_page(file: Path, *flags: str, state: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the browser over a local file (and what follows `#`) with a fresh profile; what it prints comes back."""
     found = browser()
     if found is None:
         raise InputError(f"none of {', '.join(BROWSERS)} is on the PATH")
     with tempfile.TemporaryDirectory() as profile:
-        command = [found, *_FLAGS, f"--user-data-dir={profile}", *flags, file.resolve().as_uri()]
+        command = [found, *_FLAGS, f"--user-data-dir={profile}", *flags, f"{file.resolve().as_uri()}#{state}"]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

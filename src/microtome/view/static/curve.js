@@ -20,7 +20,7 @@ export function mount(el, source, state) {
   let place, guide, height;
 
   const names = series.map((name, line) => h("button", {
-    type: "button", "aria-pressed": String(!state.hidden.includes(name)), "data-series": line % KINDS,
+    type: "button", "aria-pressed": String(!state.hidden.includes(name)), style: hue(line),
     onclick: () => {
       state.hidden = state.hidden.includes(name) ? state.hidden.filter((other) => other !== name) : [...state.hidden, name];
       names[line].setAttribute("aria-pressed", String(!state.hidden.includes(name)));
@@ -61,10 +61,10 @@ export function mount(el, source, state) {
       s("text", { class: "name", x: left, y: 12 }, visible(y_axis)),
       s("text", { class: "name", x: (left + right) / 2, y: height - 6, "text-anchor": "middle" },
         visible(x_axis) + (logarithmic ? " (logarithmic)" : "")),
-      ...seen.filter(() => band).map((line) => s("path", { class: "band", "data-series": line % KINDS, d: area(line, up) })),
+      ...seen.filter(() => band).map((line) => s("path", { class: "band", style: hue(line), d: area(line, up) })),
       ...seen.map((line) => s("path", { ...look(line), d: path(line, up) })),
       ...seen.flatMap((line) => (order.length > 40 ? [] : order.filter((i) => isFinite(y(line, i))).map((i) =>
-        s("circle", { class: "dot", "data-series": line % KINDS, r: 2.6, cx: place(source.x.flat[i]), cy: up(y(line, i)) })))),
+        s("circle", { class: "dot", style: hue(line), r: 2.6, cx: place(source.x.flat[i]), cy: up(y(line, i)) })))),
       guide);
   }
 
@@ -115,8 +115,10 @@ export function mount(el, source, state) {
   return redrawn(el, draw);
 }
 
+const hue = (line) => `--c: var(--s${line % KINDS})`;
+
 const look = (line) => ({
-  class: "line", "data-series": line % KINDS, "stroke-dasharray": DASHES[Math.floor(line / KINDS) % DASHES.length],
+  class: "line", style: hue(line), "stroke-dasharray": DASHES[Math.floor(line / KINDS) % DASHES.length],
 });
 
 const tick = (value) => (Number.isInteger(value) && Math.abs(value) < 1e6 ? String(value).replace("-", "−")

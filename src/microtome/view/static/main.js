@@ -6,34 +6,34 @@ import { read } from "./source.js";
 function saved(id) {
   try {
     const hash = decodeURIComponent(location.hash);
-    return id && hash.startsWith("#" + id + ":") ? JSON.parse(hash.slice(id.length + 2)) : {};
-  } catch {
-    return {};
-  }
+    if (id && hash.startsWith("#" + id + ":")) return JSON.parse(hash.slice(id.length + 2));
+  } catch {}
 }
 
 async function enliven(figure) {
-  const stage = figure.querySelector(".stage"), numbers = figure.querySelector("details");
+  const stage = figure.querySelector(".stage"), numbers = figure.querySelector("details"), plain = [...stage.childNodes];
+  figure.dataset.live = "yes";
+  if (numbers) numbers.open = false;
   try {
     const source = await read(JSON.parse(figure.querySelector("script").textContent));
-    const state = { ...JSON.parse(figure.dataset.state ?? "{}"), ...saved(figure.id) };
+    const from = saved(figure.id), state = { ...JSON.parse(figure.dataset.state ?? "{}"), ...from };
     stage.replaceChildren();
-    figure.dataset.live = "yes";
-    if (numbers) numbers.open = false;
     views[figure.dataset.kind].mount(stage, source, state);
     if (!figure.id) return;
-    if (Object.keys(saved(figure.id)).length) figure.scrollIntoView();
+    if (from) figure.scrollIntoView();
     stage.addEventListener("state", (event) => {
       history.replaceState(null, "", `#${figure.id}:${encodeURIComponent(JSON.stringify(event.detail))}`);
     });
   } catch (error) {
-    figure.dataset.live = "no";
+    stage.replaceChildren(...plain);
     if (numbers) numbers.open = true;
     console.error(error);
   }
 }
 
-for (const figure of document.querySelectorAll("figure.microtome:not([data-live])")) {
+// A notebook holds many pieces, each with its script: a figure belongs to the first that can draw it.
+for (const figure of document.querySelectorAll("figure.microtome")) {
+  if (figure.dataset.live || !views[figure.dataset.kind]) continue;
   await enliven(figure);
   await new Promise((resume) => setTimeout(resume));
 }
