@@ -55,6 +55,10 @@ def test_a_curve_prints_its_ends_and_a_marker_a_point() -> None:
     columns = [line.index("●") for line in plot if "●" in line]
     assert sum(line.count("●") for line in plot) == 10
     assert columns == sorted(columns, reverse=True)
+    ticks = {row: float(line.split("┤")[0]) for row, line in enumerate(text.splitlines()[2:]) if "┤" in line}
+    top, middle, bottom = ticks
+    assert middle - top == bottom - middle
+    assert list(ticks.values()) == [9.0, 4.5, 0.0]
 
 
 def test_a_graph_prints_its_layers_and_arcs_by_strength(shapes: Mapping[str, Shape]) -> None:
@@ -108,6 +112,7 @@ def test_a_large_grid_is_pooled_and_its_strongest_cell_told() -> None:
 
 def test_what_was_not_measured_is_blank() -> None:
     grid = Grid("g", np.array([[np.nan, 0.5]]), "r", ("a",), "c", ("x", "y"))
+    assert "blank: not measured" in printed(grid)
     assert re.search(r"^ *a {3,}\.500$|^ *a {3,}\.50$", printed(grid), re.MULTILINE)
 
 

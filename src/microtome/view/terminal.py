@@ -29,7 +29,7 @@ PANELS = 4
 STRONGEST = 5
 ARCS = 30
 LABEL = 18
-HEIGHT = 14
+HEIGHT = 15
 MARKERS = "●▲■◆○△□◇"
 COLOURS = ("blue", "yellow", "green", "magenta", "cyan", "red", "bright_black", "white")
 
@@ -106,7 +106,8 @@ class _GridView:
         self, scale: Scale, numbers: bool, size: tuple[int, ...], cells: tuple[int, int]
     ) -> Iterator[Text]:
         unit = f" {visible(self.grid.unit)}" if self.grid.unit else ""
-        span = f"from {numeral(scale.low)} to {numeral(scale.high)}{unit}; blank: not measured"
+        span = f"from {numeral(scale.low)} to {numeral(scale.high)}{unit}"
+        span += "; blank: not measured" if np.isnan(self.grid.values).any() else ""
         yield Text(
             f"{visible(self.grid.row_axis)} down, {visible(self.grid.column_axis)} across, {span}", "dim"
         )
