@@ -8,7 +8,7 @@ It holds tensors and plain values only, so it needs no tokenizer and its hash sa
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -215,27 +215,27 @@ class Pairs:
         """
         if not 0 < fraction < 1:
             raise InputError(f"expected a fraction between 0 and 1, got {fraction}")
-        groups = self._groups()
-        random.Random(seed).shuffle(groups)
+        parts = groups(list(zip(self._real_ids(self.clean), self._real_ids(self.corrupt), strict=True)))
+        random.Random(seed).shuffle(parts)
         wanted = fraction * len(self)
         first: list[int] = []
         second: list[int] = []
-        for group in groups:
+        for group in parts:
             nearer = abs(len(first) + len(group) - wanted) < abs(len(first) - wanted)
             (first if nearer else second).extend(group)
         if not first or not second:
             raise InputError(
-                f"{len(self)} rows in {len(groups)} group(s) that share no prompt cannot be split at {fraction} "
+                f"{len(self)} rows in {len(parts)} group(s) that share no prompt cannot be split at {fraction} "
                 "into two parts; ask for more pairs or another fraction"
             )
         return self.rows(sorted(first)), self.rows(sorted(second))
 
-    def _groups(self) -> list[list[int]]:
-        """Rows joined wherever they share a prompt, directly or through other rows."""
-        prompts = list(zip(self._real_ids(self.clean), self._real_ids(self.corrupt), strict=True))
-        parts = networkx.connected_components(networkx.Graph(prompts))
-        part_of = {ids: number for number, part in enumerate(parts) for ids in part}
-        groups: dict[int, list[int]] = {}
-        for row, (clean, _) in enumerate(prompts):
-            groups.setdefault(part_of[clean], []).append(row)
-        return list(groups.values())
+
+def groups(prompts: Sequence[tuple[Hashable, Hashable]]) -> list[list[int]]:
+    """Rows (clean prompt, corrupt prompt) joined wherever they share a prompt, directly or through other rows."""
+    parts = networkx.connected_components(networkx.Graph(prompts))
+    part_of = {prompt: number for number, part in enumerate(parts) for prompt in part}
+    rows: dict[int, list[int]] = {}
+    for row, (clean, _) in enumerate(prompts):
+        rows.setdefault(part_of[clean], []).append(row)
+    return list(rows.values())

@@ -80,6 +80,20 @@ def test_slots_in_answers_are_filled_with_the_clean_words(
         assert pairs.wrong_texts[row] == (changed, " Max")
 
 
+def test_mirrored_cases_stay_on_one_side(tmp_path: Path, words: PreTrainedTokenizerBase) -> None:
+    couples = [("Mary", "Tom"), ("Anna", "Paul"), ("Kate", "Mark"), ("Lucy", "Jack"), ("Jane", "Max")]
+    cases = [
+        {"clean": {"name": a}, "corrupt": {"name": b}, "answers": [" she"]}
+        for couple in couples
+        for a, b in (couple, couple[::-1])
+    ]
+    content = {**_without("fillers"), "templates": ["When {name} came home,"], "cases": cases}
+    task = Task.from_file(_written(tmp_path, content))
+    train, test = task.pairs(words, 8, split="train"), task.pairs(words, 2, split="test")
+    assert set(test.texts) == set(test.corrupt_texts) == {"When Kate came home,", "When Mark came home,"}
+    assert not {*train.texts, *train.corrupt_texts} & set(test.texts)
+
+
 def test_toml_says_the_same(tmp_path: Path, words: PreTrainedTokenizerBase) -> None:
     pairs = Task.from_file(_written(tmp_path, TOML, "task.toml")).pairs(words, 1, split="test")
     assert (pairs.texts, pairs.corrupt_texts) == (("When Kate came home,",), ("When Mark came home,",))
@@ -105,6 +119,7 @@ def _case(**change: Any) -> dict[str, Any]:
         (FILE | {"templates": ["{name"]}, "cannot be read"),
         (FILE | {"templates": ["{name} and {other}"]}, "expected fillers for the slots name, other"),
         (_case(corrupt={"nane": "Tom"}), "no template has the slot nane"),
+        (FILE | {"cases": FILE["cases"][:1] * 4}, r"its 4 cases make 1 group\(s\) that share no fillers"),
         (_case(answers=[]), r"cases\.0\.answers"),
         (_case(answers=[" {who}"]), "expected fillers for the slots who"),
     ],

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from microtome.core.config import Config
 from microtome.core.errors import InputError
-from microtome.data.pairs import Pair, Pairs
+from microtome.data.pairs import Pair, Pairs, groups
 from microtome.data.templates import Template
 from microtome.data.tokens import single_tokens
 
@@ -170,7 +170,8 @@ class TaskFile(Config):
     varies: str = Field("", description="What differs between clean and corrupt.")
     templates: Words = Field(description="Prompts with slots in braces; each case is tried in each template.")
     cases: tuple[FileCase, ...] = Field(
-        min_length=3, description="At least three: every third is for the test."
+        min_length=3,
+        description="At least three; of those that share no fillers, every third is for the test.",
     )
     fillers: dict[str, Words] = Field(
         default_factory=dict,
@@ -204,13 +205,18 @@ def _read(path: Path) -> dict[str, Any]:
                 slot for template in templates for slot in template.slots
             }:
                 raise InputError(f"no template has the slot {', '.join(sorted(unknown))}")
+        apart = groups([(_key(case.clean), _key(case.clean | case.corrupt)) for case in file.cases])
+        if len(apart) < 3:
+            raise InputError(
+                f"its {len(file.cases)} cases make {len(apart)} group(s) that share no fillers, clean or corrupt; "
+                "at least 3 are needed to keep some for the test"
+            )
     except InputError as error:
         raise InputError(f"the task file {path} cannot be used: {error}") from error
 
     def cases(_: PreTrainedTokenizerBase, split: Split, rng: random.Random) -> Iterator[Case]:
-        for template, case, *words in combinations(
-            rng, templates, share(file.cases, split), *file.fillers.values()
-        ):
+        ours = [file.cases[index] for group in share(apart, split) for index in group]
+        for template, case, *words in combinations(rng, templates, ours, *file.fillers.values()):
             clean = dict(zip(file.fillers, words, strict=True)) | case.clean
             answers, wrong = (
                 tuple(Template(word).text_with(filled(Template(word), clean)) for word in side)
@@ -229,3 +235,7 @@ def _read(path: Path) -> dict[str, Any]:
         "slots": changed,
         "cases": cases,
     }
+
+
+def _key(fillers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(fillers.items()))
