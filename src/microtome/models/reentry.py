@@ -88,6 +88,31 @@ class BasePass:
         output = self.anatomy.blocks[layer](stream, **self._for(layer, rows, start, stream))
         return output[0] if isinstance(output, tuple) else output
 
+    @property
+    def can_narrow(self) -> bool:
+        """Whether `last_column` may be used: attention and MLP are modules whose output is added to the stream."""
+        family = self.anatomy.family
+        return (
+            family.causal and family.residual != "post_norm" and bool(family.mlp) and family.door != "bloom"
+        )
+
+    def last_column(
+        self, layer: int, stream: Float[Tensor, "lane column d_model"], rows: Sequence[int], start: int
+    ) -> Float[Tensor, "lane one d_model"]:
+        """As `block`, but only the last column of the answer.
+
+        Keys and values are needed of all columns, the projection of the attention and the MLP of the last only. Both
+        are shown no other: what they return is one column wide, is added to every column of the stream, and is right
+        in the last.
+        """
+        modules = (self.anatomy.role("o", layer), self.anatomy.role("mlp", layer))
+        handles = [m.register_forward_pre_hook(_last_column_of_input) for m in modules if m is not None]
+        try:
+            return self.block(layer, stream, rows, start)[:, -1:]
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _for(self, layer: int, rows: Sequence[int], start: int, stream: Tensor) -> dict[str, Any]:
         index = torch.tensor(rows, device=stream.device)
         cut: dict[str, Any] = {}
@@ -137,6 +162,10 @@ class BasePass:
         if start and name in _BY_COLUMN:
             return given[start:] if given.dim() == 1 else given[:, start:]
         return given
+
+
+def _last_column_of_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0][:, -1:], *args[1:])
 
 
 def _kind(given: Any) -> str:

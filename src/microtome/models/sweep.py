@@ -260,8 +260,9 @@ class _Work:
                 return str(error)
             except (TypeError, AttributeError, IndexError, KeyError, RuntimeError) as error:
                 return f"its blocks could not be called by themselves ({type(error).__name__}: {error})"
-            truth = base.streams[layers][lane.row, start:].float()
-            real = self.batch.real(stream.device)[lane.row, start:, None]
+            first = self.batch.end - stream.shape[1]
+            truth = base.streams[layers][lane.row, first:].float()
+            real = self.batch.real(stream.device)[lane.row, first:, None]
             gap = float(((stream[0].float() - truth).abs() * real).max())
             eps = 1e-5 if stream.dtype == torch.float32 else 64 * torch.finfo(stream.dtype).eps
             if not gap <= eps * float((truth * real).abs().max()):
@@ -279,7 +280,7 @@ class _Work:
         whole = base.streams[len(self.anatomy.blocks)].index_select(
             0, torch.tensor(rows, device=stream.device)
         )
-        whole[:, climb.start :] = stream
+        whole[:, -stream.shape[1] :] = stream
         scores = self._scores(whole, rows)
         variants = torch.tensor([lane.variant for lane in climb.lanes], device=scores.device)
         self.metric[variants, torch.tensor(rows, device=scores.device)] = scores
@@ -305,7 +306,10 @@ class _Work:
                     break
                 rows = [lane.row for lane in lanes[:joined]]
                 seen.batch = self.batch.select(rows)
-                stream = base.block(layer, stream, rows, start)
+                narrow = layer == layers - 1 and self._needs_last_column_only(base, edits, reads)
+                block = base.last_column if narrow else base.block
+                stream = block(layer, stream, rows, start)
+                start = self.batch.end - stream.shape[1]
                 self.recorder.add(
                     flops=int(flops_of_column(self.anatomy) * stream.shape[0] * stream.shape[1])
                 )
@@ -315,6 +319,26 @@ class _Work:
             seen.check_edits_reached()
         assert stream is not None
         return stream
+
+    def _needs_last_column_only(self, base: BasePass, edits: Sequence[Edit], reads: set[Site]) -> bool:
+        """Whether the last block may leave all columns but the last aside: nothing looks at them."""
+        layer = base.anatomy.sizes["n_layers"] - 1
+        touched = {site.part for site in (*reads, *(e.site for e in edits)) if site.layer == layer}
+        batch = self.batch
+        ends_together = (
+            batch.first is None
+            or batch.length is None
+            or all(
+                first + length == batch.end for first, length in zip(batch.first, batch.length, strict=True)
+            )
+        )
+        return (
+            base.can_narrow
+            and self.scorer is not None
+            and self.scorer.needs.positions == (-1,)
+            and ends_together
+            and touched <= {"resid_pre", "attn_in", "q", "k", "v", "scores", "pattern", "z"}
+        )
 
     def _enter(self, base: BasePass, lanes: Sequence[Lane], layer: int, start: int) -> Tensor:
         """The stream with which lanes enter a layer: the base's, after their own edits of the block before."""
