@@ -37,7 +37,7 @@ Split = Literal["train", "held-out"]
 
 LATENTS: dict[str, str] = {
     "kind": "the kind of sentence, an index into grammar.KINDS",
-    "wording": "which wording of that kind; for a chant, how often its run is said",
+    "wording": "which wording of that kind; for a chant, how often its run is said again",
     "sentence": "how many sentences began before this one in the document; 0 is <bos>",
     "role": "the slot that wrote the token, an index into grammar.ROLES",
     "entity": "which referent of the document the token is about; the cast is 0, 1, 2, (3); -1 for none",
@@ -88,6 +88,20 @@ def _people(draw: Draw, names: list[str]) -> list[Forms]:
     ]
 
 
+def _chant(draw: Draw) -> tuple[int, int, int]:
+    """Length of a run, how often it is said again, and how many other words stand between.
+
+    Short runs said often come first in learning: there, copying any word said before already helps.
+    """
+    kind = draw.uniform()
+    if kind < 0.4:
+        return 2 + draw.below(6), 8 + draw.below(9), 0
+    gap = draw.below(4) * draw.below(2)
+    if kind < 0.8:
+        return 4 + draw.below(14), 2 + draw.below(3), gap
+    return 20 + draw.below(40), 1 + draw.below(2), gap
+
+
 def _write(seed: int, index: int, split: Split) -> Writer:
     draw = Draw(split, seed, index)
     names = _cast(draw, split)
@@ -95,8 +109,8 @@ def _write(seed: int, index: int, split: Split) -> Writer:
     if draw.uniform() < CHANT_SHARE:
         pool = _CHANTED + tuple(TOKEN_ID[name] for name in names)
         while len(writer.rows) < CONTEXT:
-            length = 3 + draw.below(18) if draw.uniform() < 0.7 else 20 + draw.below(40)
-            writer.chant(length, 2 + (draw.uniform() < 0.3), draw.below(6) * draw.below(2), pool)
+            length, copies, gap = _chant(draw)
+            writer.chant(length, copies, gap, pool)
     while len(writer.rows) < CONTEXT:
         writer.sentence()
     return writer

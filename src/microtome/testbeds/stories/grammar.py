@@ -142,6 +142,7 @@ def person(name: str, city: str, thing: str, colour: str) -> Forms:
         "she": _form(pronouns.subject, gender, of=""),
         "her": _form(pronouns.object, gender, of=""),
         "his": _form(pronouns.possessive, gender, of=""),
+        "child": _form(("girl", "boy")[gender], gender),
         "city": _form(city),
         "object": _form(thing),
         "colour": _form(colour),
@@ -259,18 +260,22 @@ class Writer:
                 self.rows.extend(part)
 
     def chant(self, length: int, copies: int, gap: int, pool: Sequence[int]) -> None:
-        """Writes a run of distinct random tokens, then the same run again after ``gap`` other tokens."""
-        words = self.draw.sample(pool, length + gap * (copies - 1))
-        run, others = words[:length], words[length:]
+        """Writes a run of distinct random tokens, then the run or a part of it again, after ``gap`` other tokens."""
+        draw = self.draw
+        words = draw.sample(pool, length + gap * copies)
+        others = iter(words[length:])
         self.starts.append((len(self.rows), KINDS.index("chant"), copies))
-        for copy in range(copies):
-            for index, token in enumerate(run):
-                source = len(self.rows) - length - gap if copy else -1
-                answer = int(copy > 0 and index > 0)
-                self.rows.append((token, 1, -1, -1, -1, -1, source, source, answer))
-            if copy < copies - 1:
-                filling = others[copy * gap : (copy + 1) * gap]
-                self.rows.extend((token, 0, -1, -1, -1, -1, -1, -1, 0) for token in filling)
+        begun = len(self.rows)
+        self.rows.extend((token, 1, -1, -1, -1, -1, -1, -1, 0) for token in words[:length])
+        for _ in range(copies):
+            self.rows.extend((next(others), 0, -1, -1, -1, -1, -1, -1, 0) for _ in range(gap))
+            first, end = 0, length
+            if draw.below(3) == 0:
+                first = draw.below(length - 1)
+                end = first + 2 + draw.below(length - first - 1)
+            for index in range(first, end):
+                source = begun + index
+                self.rows.append((words[index], 1, -1, -1, -1, -1, source, source, int(index > first)))
 
     def _form(self, entity: int, forms: Forms, slot: Slot) -> None:
         form = forms[slot.form]
@@ -308,7 +313,7 @@ class Writer:
             if key in bound:
                 continue
             if base == "year":
-                first = 2 + draw.below(97)
+                first = 1 + draw.below(98)
                 last = first + 1 + draw.below(99 - first)
                 forms = year(draw.choice(lexicon.CENTURIES), f"{first:02d}", f"{last:02d}")
             else:

@@ -1,8 +1,9 @@
 """How is the bundled model trained, and can anybody train it again?
 
-1. An ordinary `GPT2LMHeadModel` is initialised from the seed.
-2. Step ``n`` takes the ``n``-th batch of training documents, a pure function of the seed, with AdamW under a
-   warm-up and a cosine.
+1. An ordinary `GPT2LMHeadModel` is initialised from the seed, its positions as sinusoids, from which attention to
+   the token before is soon learnt.
+2. Step ``n`` takes the ``n``-th batch of training documents, a pure function of the seed: Muon for the matrices of
+   the blocks, AdamW for the rest, both under a warm-up and a cosine.
 3. Every `save_every` steps weights, optimizer state and losses go to ``resume.safetensors``, replaced in one
    move. A run that was killed goes on from there and ends with the same weights as one that was not.
 4. About a dozen log-spaced checkpoints are kept in half precision.
@@ -19,17 +20,20 @@ import math
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from jaxtyping import Float
 from pydantic import Field
 from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from microtome.core.config import Config
@@ -37,6 +41,7 @@ from microtome.core.errors import StoreError
 from microtome.testbeds.stories.behaviours import measure
 from microtome.testbeds.stories.corpus import CONTEXT, documents
 from microtome.testbeds.stories.grammar import BOS, PAD, VOCABULARY
+from microtome.testbeds.stories.muon import Muon
 from microtome.testbeds.stories.tokenizer import build
 
 HELD_OUT_DOCUMENTS = 2000
@@ -51,32 +56,42 @@ class Settings(Config):
     hidden: int = Field(96, gt=0, description="hidden size at width 1")
     layers: int = Field(4, gt=0, description="blocks")
     heads: int = Field(4, gt=0, description="attention heads in each block")
-    steps: int = Field(5000, gt=0, description="optimizer steps")
+    steps: int = Field(3000, gt=0, description="optimizer steps")
     batch: int = Field(16, gt=0, description="documents of 128 tokens in a step")
-    learning_rate: float = Field(3e-3, gt=0, description="highest learning rate")
-    warmup: int = Field(200, ge=0, description="steps over which the learning rate rises")
-    weight_decay: float = Field(0.1, ge=0, description="AdamW's decay of matrices")
+    matrix_rate: float = Field(0.02, gt=0, description="highest learning rate of Muon")
+    rate: float = Field(3e-3, gt=0, description="highest learning rate of AdamW")
+    warmup: int = Field(50, ge=0, description="steps over which the learning rates rise")
+    weight_decay: float = Field(0.05, ge=0, description="Muon's decay of matrices")
 
 
 def new_model(settings: Settings) -> GPT2LMHeadModel:
     """The untrained model of these settings, initialised from their seed."""
-    torch.manual_seed(settings.seed)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(VOCABULARY),
-            n_positions=CONTEXT,
-            n_embd=round(settings.hidden * settings.width),
-            n_layer=settings.layers,
-            n_head=settings.heads,
-            activation_function="gelu_pytorch_tanh",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=BOS,
-            eos_token_id=BOS,
-            pad_token_id=PAD,
-        )
+    width = round(settings.hidden * settings.width)
+    config = GPT2Config(
+        vocab_size=len(VOCABULARY),
+        n_positions=CONTEXT,
+        n_embd=width,
+        n_layer=settings.layers,
+        n_head=settings.heads,
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        initializer_range=width**-0.5,
+        bos_token_id=BOS,
+        eos_token_id=BOS,
+        pad_token_id=PAD,
     )
+    torch.manual_seed(settings.seed)
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        model.transformer.wpe.weight.copy_(_sinusoids(CONTEXT, width) * (2 / width) ** 0.5)
+    return model
+
+
+def _sinusoids(positions: int, width: int) -> Float[Tensor, "position hidden"]:
+    angles = torch.arange(positions)[:, None] * 1000.0 ** -(torch.arange(0, width, 2) / width)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
 
 
 def checkpoint_steps(steps: int, count: int = 12) -> list[int]:
@@ -103,26 +118,27 @@ def train(out: Path, settings: Settings, save_every: int = 250, stop_after: int 
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = new_model(settings).to(device).train()
-    optimizer = _optimizer(model, settings)
-    losses: list[float] = _resume(out / "resume.safetensors", settings, model, optimizer)
+    optimizers = _optimizers(model, settings)
+    schedule = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
+    losses = _resume(out / "resume.safetensors", settings, model, optimizers)
     kept = checkpoint_steps(settings.steps)
     started = time.monotonic()
     for step in track(range(len(losses), min(settings.steps, stop_after or settings.steps)), "training"):
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step, settings)
+        for group, highest in schedule:
+            group["lr"] = highest * _rate_share(step, settings)
         corpus = documents(settings.seed, step * settings.batch, settings.batch)
         tokens = torch.from_numpy(corpus.tokens.astype(np.int64)).to(device)
         loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         losses.append(float(loss.detach()))
         if len(losses) in kept:
             halves = {name: tensor.half() for name, tensor in _weights(model).items()}
             save_file(halves, out / "checkpoints" / f"step-{len(losses):06d}.safetensors")
         if len(losses) % save_every == 0:
-            _save_state(out / "resume.safetensors", settings, model, optimizer, losses)
+            _save_state(out / "resume.safetensors", settings, model, optimizers, losses)
     if len(losses) == settings.steps:
         _finish(out, settings, model, losses, time.monotonic() - started)
 
@@ -150,21 +166,28 @@ def record_twin(out: Path, twin: Path) -> None:
     _write_json(out / "training.json", log)
 
 
-def _optimizer(model: GPT2LMHeadModel, settings: Settings) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+def _optimizers(model: GPT2LMHeadModel, settings: Settings) -> tuple[Muon, torch.optim.AdamW]:
+    blocks = list(model.transformer.h.parameters())
+    matrices = [parameter for parameter in blocks if parameter.ndim == 2]
+    fused = [block.attn.c_attn.weight for block in model.transformer.h]
+    chosen = {id(parameter) for parameter in matrices}
     groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": fused, "parts": 3},
+        {"params": [m for m in matrices if all(m is not other for other in fused)], "parts": 1},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    return (
+        Muon(groups, lr=settings.matrix_rate, weight_decay=settings.weight_decay),
+        torch.optim.AdamW(rest, lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.0),
+    )
 
 
-def _learning_rate(step: int, settings: Settings) -> float:
+def _rate_share(step: int, settings: Settings) -> float:
+    """The learning rates at a step as a share of their highest."""
     if step < settings.warmup:
-        return settings.learning_rate * (step + 1) / settings.warmup
+        return (step + 1) / settings.warmup
     done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _weights(model: GPT2LMHeadModel) -> dict[str, Tensor]:
@@ -176,13 +199,14 @@ def _save_state(
     path: Path,
     settings: Settings,
     model: GPT2LMHeadModel,
-    optimizer: torch.optim.AdamW,
+    optimizers: Sequence[Optimizer],
     losses: list[float],
 ) -> None:
     tensors = {f"weight/{name}": tensor for name, tensor in _weights(model).items()}
     for name, parameter in model.named_parameters():
-        for key in ("exp_avg", "exp_avg_sq"):
-            tensors[f"{key}/{name}"] = optimizer.state[parameter][key].cpu()
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = value.cpu()
     tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={"settings": settings.model_dump_json()})
@@ -190,7 +214,7 @@ def _save_state(
 
 
 def _resume(
-    path: Path, settings: Settings, model: GPT2LMHeadModel, optimizer: torch.optim.AdamW
+    path: Path, settings: Settings, model: GPT2LMHeadModel, optimizers: Sequence[Optimizer]
 ) -> list[float]:
     if not path.exists():
         return []
@@ -201,14 +225,17 @@ def _resume(
     except Exception as error:
         raise StoreError(f"{path} cannot be read ({error}): remove it to train from the start") from error
     _refuse_other(saved, settings, path.parent)
-    losses: list[float] = tensors["losses"].tolist()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"weight/{name}"])
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(len(losses))),
-                **{key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")},
-            }
+    losses: list[float] = tensors.pop("losses").tolist()
+    keys = {name.split("/")[0] for name in tensors} - {"weight"}
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(tensors[f"weight/{name}"])
+        for optimizer in optimizers:
+            if any(parameter is mine for group in optimizer.param_groups for mine in group["params"]):
+                found = {key: tensors[f"{key}/{name}"] for key in keys if f"{key}/{name}" in tensors}
+                optimizer.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.device)
+                    for key, value in found.items()
+                }
     return losses
 
 

@@ -3,7 +3,7 @@
 One list of wordings for each kind of sentence. A slot in braces is filled by `grammar.py`:
 
 * ``{a}`` ``{b}`` ``{c}``: people of the story; ``{a.she}`` ``{a.her}`` ``{a.his}``: the pronoun for that person;
-  ``{a.city}`` ``{a.object}`` ``{a.colour}``: what belongs to that person throughout the story;
+  ``{a.city}`` ``{a.object}`` ``{a.colour}`` ``{a.child}``: what belongs to that person throughout the story;
 * ``{place}``, ``{food2}``, ``{word7}`` …: a word of that pool (the trailing digits tell slots apart);
 * ``{creature}``, ``{thing}``, ``{noun}``: a noun in either number, ``{creature.plural}`` always several, and
   ``{noun.is}`` ``{noun.was}`` ``{noun.has}`` the verb that agrees with it;
@@ -162,6 +162,8 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "When {a} came home, {a.she!} was {feeling}.",
         "{a} said that {a.she!} was {feeling}.",
         "{a} is a good {creature.singular}, and {a.she!} likes the {noun}.",
+        "Once upon a time, there was a {a.child} named {a}. One day, {a.she!} went to the {place}.",
+        "Once upon a time, there was a little {a.child} named {a}. {a} was {feeling} because {a.she!} had a {object}.",
         "{b} gave a {object} to {a} because {a.she} was {feeling}.",
         "{a} lost {a.his} {object}, so {b} helped {a.her}.",
     ),
