@@ -4,18 +4,40 @@ Rows padded on the left get position ids counted from their first real token, as
 that a learned position embedding would read a shifted text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from microtome.core.errors import InputError
+from microtome.models.anatomy import Anatomy
 from microtome.models.batch import Batch
 
-if TYPE_CHECKING:
-    from microtome.models.model import Model, Tokens
+Tokens = str | Sequence[str] | Int[Tensor, "row column"] | Mapping[str, Any]
+"""What can be run: a text, texts, ids, or the keyword inputs of the module's own forward."""
+
+
+class Reader(Protocol):
+    """What `prepare` needs to know of a model."""
+
+    name: str
+    tokenizer: Any
+    anatomies: dict[str, Anatomy]
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def accepts(self) -> frozenset[str]: ...
+
+    @property
+    def anatomy(self) -> Anatomy: ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +51,7 @@ class Inputs:
     mask: Tensor | None = None
 
 
-def prepare(model: "Model", tokens: "Tokens", mask: Tensor | None = None) -> Inputs:
+def prepare(model: Reader, tokens: Tokens, mask: Tensor | None = None) -> Inputs:
     """Ids, padding mask, position ids and geometry. Raises `InputError` for what the model cannot take."""
     if isinstance(tokens, Mapping):
         if mask is not None:
@@ -55,7 +77,7 @@ def prepare(model: "Model", tokens: "Tokens", mask: Tensor | None = None) -> Inp
     return _decoder(model, kwargs)
 
 
-def _bare(model: "Model", tokens: Tensor, mask: Tensor | None) -> Inputs:
+def _bare(model: Reader, tokens: Tensor, mask: Tensor | None) -> Inputs:
     """The one input of a module that has no map."""
     if mask is not None:
         raise InputError(
@@ -65,7 +87,7 @@ def _bare(model: "Model", tokens: Tensor, mask: Tensor | None) -> Inputs:
     return Inputs({"": tokens.to(model.device)}, Batch(tokens.shape[0], columns))
 
 
-def _decoder(model: "Model", kwargs: dict[str, Any]) -> Inputs:
+def _decoder(model: Reader, kwargs: dict[str, Any]) -> Inputs:
     """One stack that reads checked ids."""
     ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
     if "use_cache" in model.accepts:
@@ -76,7 +98,7 @@ def _decoder(model: "Model", kwargs: dict[str, Any]) -> Inputs:
     return Inputs(kwargs, batch, None, ids, mask)
 
 
-def _positions(model: "Model", mask: Tensor) -> Tensor:
+def _positions(model: Reader, mask: Tensor) -> Tensor:
     """Position ids counted from each row's first real token, where the model counts from."""
     counted = mask.long().cumsum(-1)
     table = model.anatomy.role("pos_embed")
@@ -85,7 +107,7 @@ def _positions(model: "Model", mask: Tensor) -> Tensor:
     return (counted - 1).clamp_min(0) if padding is None else counted + padding
 
 
-def _given(model: "Model", kwargs: dict[str, Any]) -> Inputs:
+def _given(model: Reader, kwargs: dict[str, Any]) -> Inputs:
     kwargs = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in kwargs.items()}
     for ids, padding in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
         if kwargs.get(ids) is not None and model.anatomies:
@@ -110,7 +132,7 @@ def _given(model: "Model", kwargs: dict[str, Any]) -> Inputs:
     return Inputs(kwargs, Batch.of(main.shape[0], columns, mask), None, kwargs.get("input_ids"), mask)
 
 
-def _encoder_decoder(model: "Model", kwargs: dict[str, Any]) -> Inputs:
+def _encoder_decoder(model: Reader, kwargs: dict[str, Any]) -> Inputs:
     ids, target = kwargs.get("input_ids"), kwargs.get("decoder_input_ids")
     if ids is None or target is None:
         raise InputError(
@@ -127,7 +149,7 @@ def _encoder_decoder(model: "Model", kwargs: dict[str, Any]) -> Inputs:
     return Inputs(kwargs, batch, Batch.of(ids.shape[0], ids.shape[1], mask), ids, mask)
 
 
-def _encode(model: "Model", texts: list[str], mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _encode(model: Reader, texts: list[str], mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if mask is not None:
         raise InputError(
             "texts are padded here, so they take no mask; give ids [row, column] with a mask of yours"
@@ -157,7 +179,7 @@ def _encode(model: "Model", texts: list[str], mask: Tensor | None) -> tuple[Tens
     return ids, mask
 
 
-def _checked(model: "Model", ids: Tensor) -> Tensor:
+def _checked(model: Reader, ids: Tensor) -> Tensor:
     if ids.dim() != 2 or ids.is_floating_point() or ids.numel() == 0:
         raise InputError(
             f"ids must be integers of shape [row, column] with at least one token; got {ids.dtype} {list(ids.shape)}"

@@ -26,12 +26,10 @@ from microtome.core.weight import Weight
 from microtome.models import finite, select, unembedding, weights
 from microtome.models.anatomy import Anatomy
 from microtome.models.batch import Batch
-from microtome.models.inputs import Inputs, prepare
+from microtome.models.inputs import Inputs, Tokens, prepare
 from microtome.models.interception import INSIDE_ATTENTION, Interception, Stop
 from microtome.models.places import place
 from microtome.models.run import Run
-
-Tokens = str | Sequence[str] | Int[Tensor, "row column"] | Mapping[str, Any]
 
 
 class Model:

@@ -1,4 +1,4 @@
-"""Enter a pass half-way: run one block of the user's own module on the end of some rows, on top of a recorded base pass.
+"""Enter a pass half-way: run a block of the user's own module on the end of some rows, on top of a recorded base.
 
 1. A base pass records, for each block, its input and the other arguments it was called with, and the keys and values
    of its attention.

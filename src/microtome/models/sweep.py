@@ -28,10 +28,10 @@ from microtome.core.logits import Metric
 from microtome.core.site import Site, as_site
 from microtome.models import select, unembedding
 from microtome.models.finite import check_finite
-from microtome.models.inputs import Inputs
+from microtome.models.inputs import Inputs, Tokens
 from microtome.models.interception import Interception, Stop
 from microtome.models.lanes import Climb, Lane, bytes_of_lane, climbs, entry_of, flops_of_column, lanes_of
-from microtome.models.model import Model, Tokens
+from microtome.models.model import Model
 from microtome.models.reentry import BasePass, CannotReenterError
 from microtome.models.run import Run
 
