@@ -20,7 +20,7 @@ export function mount(el, source, state) {
   let place, guide, height;
 
   const names = series.map((name, line) => h("button", {
-    type: "button", "aria-pressed": String(!state.hidden.includes(name)), style: hue(line),
+    "aria-pressed": String(!state.hidden.includes(name)), style: hue(line),
     onclick: () => {
       state.hidden = state.hidden.includes(name) ? state.hidden.filter((other) => other !== name) : [...state.hidden, name];
       names[line].setAttribute("aria-pressed", String(!state.hidden.includes(name)));

@@ -67,7 +67,7 @@ export function legend(scale, unit, missing) {
 // Buttons of which one is pressed.
 export function choice(label, names, chosen, choose) {
   const buttons = names.map((name, i) => h("button", {
-    type: "button", "aria-pressed": String(i === chosen),
+    "aria-pressed": String(i === chosen),
     onclick: () => {
       buttons.forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
       choose(i);

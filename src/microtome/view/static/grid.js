@@ -37,10 +37,8 @@ export function mount(el, source, state) {
 
   // One pixel a cell; what is not measured stays transparent.
   function image(panel) {
-    const data = new ImageData(columns, rows);
-    for (let i = 0, from = panel * rows * columns; i < rows * columns; i++) {
-      if (!isNaN(flat[from + i])) data.data.set([...colours.colour(flat[from + i]), 255], 4 * i);
-    }
+    const data = new ImageData(columns, rows), pixels = new Uint32Array(data.data.buffer), from = panel * rows * columns;
+    for (let i = 0; i < pixels.length; i++) if (!isNaN(flat[from + i])) pixels[i] = colours.pixel(flat[from + i]);
     return data;
   }
 
@@ -67,7 +65,7 @@ export function mount(el, source, state) {
     [canvas.style.width, canvas.style.height] = [`${width}px`, `${height}px`];
     pen.scale(ratio, ratio);
     pen.font = FONT;
-    const style = getComputedStyle(el), [paper, soft, strong] = ["--paper", "--soft", "--ink"].map((name) => style.getPropertyValue(name));
+    const style = getComputedStyle(el), [paper, soft, strong] = ["paper", "soft", "ink"].map((name) => style.getPropertyValue("--" + name));
 
     pen.fillStyle = paper;
     pen.fillRect(0, 0, width, height);

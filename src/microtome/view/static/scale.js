@@ -5,7 +5,7 @@ const parse = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)
 
 export const css = (colour) => `rgb(${colour.join(" ")})`;
 
-// The span of the finite values, and a colour for each: `{low, high, greatest, colour(value), gradient}`.
+// The span of the finite values, and a colour for each: `{low, high, greatest, colour(value), pixel(value), gradient}`.
 export function scale(values, diverging, mode) {
   let low = Infinity, high = -Infinity;
   for (const value of values) {
@@ -22,12 +22,17 @@ export function scale(values, diverging, mode) {
     if (high <= low) high = 1;
   }
   const hexes = palette[mode][diverging ? "diverging" : "sequential"], anchors = hexes.map(parse);
+  const place = (value) => Math.min(1, Math.max(0, (value - low) / (high - low)));
   const colour = (value) => {
-    const at = Math.min(1, Math.max(0, (value - low) / (high - low))) * (anchors.length - 1);
+    const at = place(value) * (anchors.length - 1);
     const left = Math.min(Math.floor(at), anchors.length - 2);
     return anchors[left].map((part, i) => Math.round(part + (anchors[left + 1][i] - part) * (at - left)));
   };
-  return { low, high, greatest: Math.max(-low, high), colour, gradient: `linear-gradient(90deg, ${hexes})` };
+  // 512 of the colours as pixels, for drawings with a million cells.
+  const pixels = Uint32Array.from({ length: 512 }, (_, i) =>
+    colour(low + ((high - low) * i) / 511).reduceRight((word, part) => word * 256 + part, 255));
+  const pixel = (value) => pixels[Math.round(511 * place(value))];
+  return { low, high, greatest: Math.max(-low, high), colour, pixel, gradient: `linear-gradient(90deg, ${hexes})` };
 }
 
 // Black or white, whichever reads better on a colour (contrast at least 4.5).

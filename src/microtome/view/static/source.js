@@ -12,7 +12,8 @@ async function array({ shape, data }) {
 }
 
 async function unpack(text) {
-  const deflated = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const letters = atob(text), deflated = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i++) deflated[i] = letters.charCodeAt(i);
   const stream = new Blob([deflated]).stream().pipeThrough(new DecompressionStream("deflate"));
   const bytes = new Uint8Array(await new Response(stream).arrayBuffer()), size = bytes.length / 3;
   const bits = new Uint32Array(size);

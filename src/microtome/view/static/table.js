@@ -10,8 +10,8 @@ export function mount(el, source, state) {
   const texts = rows.map((row) => row.map((cell, c) => cellText(cell, source.exact[c])));
   const numeric = columns.map((_, c) => rows.every((row) => typeof row[c] !== "string"));
   const heads = columns.map((name, c) => h("th", { scope: "col", class: numeric[c] && "number" },
-    h("button", { type: "button", onclick: () => sort(c) }, visible(name))));
-  const body = h("tbody"), more = h("button", { type: "button", class: "more", onclick: () => ((state.all = true), draw()) });
+    h("button", { onclick: () => sort(c) }, visible(name))));
+  const body = h("tbody"), more = h("button", { class: "more", onclick: () => ((state.all = true), draw()) });
   const find = h("input", { type: "search", placeholder: "Find …", "aria-label": "Find rows", value: state.find ?? "",
     oninput: () => {
       state.find = find.value;
@@ -34,7 +34,7 @@ export function mount(el, source, state) {
     const order = rows.map((_, i) => i).filter((i) => !wanted || texts[i].some((text) => text.toLowerCase().includes(wanted)));
     if (state.sort !== undefined) order.sort((a, b) => compare(rows[a][state.sort], rows[b][state.sort], state.down) || a - b);
     const shown = state.all ? order : order.slice(0, FIRST);
-    heads.forEach((head, c) => (c === state.sort ? head.setAttribute("aria-sort", state.down ? "descending" : "ascending") : head.removeAttribute("aria-sort")));
+    heads.forEach((head, c) => (head.ariaSort = c !== state.sort ? null : state.down ? "descending" : "ascending"));
     body.replaceChildren(...shown.map((i) => h("tr", {}, texts[i].map((text, c) => h("td", { class: numeric[c] && "number" }, text)))));
     if (!order.length) body.append(h("tr", {}, h("td", { colspan: columns.length, class: "empty" }, "No rows.")));
     more.hidden = shown.length === order.length;
