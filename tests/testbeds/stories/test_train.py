@@ -80,6 +80,17 @@ def test_a_finished_run_is_left_as_it_is(finished: Path) -> None:
     assert (finished / "training.json").read_bytes() == before
 
 
+def test_the_card_tells_what_the_log_holds(finished: Path) -> None:
+    log = json.loads((finished / "training.json").read_text())
+    card = (finished / "README.md").read_text()
+    assert f"{log['held_out']['loss']:.4f}" in card
+    assert f"{log['parameters']:,} parameters" in card
+    for name, score in log["held_out"]["behaviours"].items():
+        row = next(line for line in card.splitlines() if line.startswith(f"| {name.replace('_', ' ')} |"))
+        assert f"{score['score']:.4f}" in row
+        assert str(score["count"]) in row
+
+
 def test_other_settings_are_refused(finished: Path, tmp_path: Path) -> None:
     other = SMALL.model_copy(update={"seed": 1})
     with pytest.raises(StoreError, match="seed 0 instead of 1"):

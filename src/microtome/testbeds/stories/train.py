@@ -7,8 +7,8 @@
 3. Every `save_every` steps weights, optimizer state and losses go to ``resume.safetensors``, replaced in one
    move. A run that was killed goes on from there and ends with the same weights as one that was not.
 4. About a dozen log-spaced checkpoints are kept in half precision.
-5. At the end the folder holds the model and tokenizer as Hugging Face saves them, and ``training.json``: the
-   settings, versions, loss curve, and the behaviours on held-out stories.
+5. At the end the folder holds the model and tokenizer as Hugging Face saves them, a model card, and
+   ``training.json``: the settings, versions, loss curve, and the behaviours on held-out stories.
 
 ``python -m microtome.testbeds.stories.train --out DIR --seed 0`` trains the bundled model; ``--width 2`` its
 twin, twice as wide; ``--twin DIR`` writes a finished twin's loss beside the model's own.
@@ -39,6 +39,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from microtome.core.config import Config
 from microtome.core.errors import StoreError
 from microtome.testbeds.stories.behaviours import measure
+from microtome.testbeds.stories.card import model_card
 from microtome.testbeds.stories.corpus import CONTEXT, documents
 from microtome.testbeds.stories.grammar import BOS, PAD, VOCABULARY
 from microtome.testbeds.stories.muon import Muon
@@ -163,7 +164,7 @@ def record_twin(out: Path, twin: Path) -> None:
         "loss": other["held_out"]["loss"],
         "difference": log["held_out"]["loss"] - other["held_out"]["loss"],
     }
-    _write_json(out / "training.json", log)
+    _write_log(out, log)
 
 
 def _optimizers(model: GPT2LMHeadModel, settings: Settings) -> tuple[Muon, torch.optim.AdamW]:
@@ -249,6 +250,7 @@ def _finish(
     log = {
         "settings": settings.model_dump(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "vocabulary": len(VOCABULARY),
         "tokens": settings.steps * settings.batch * CONTEXT,
         "seconds_since_last_start": round(seconds),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
@@ -263,7 +265,7 @@ def _finish(
             for end in range(_CURVE_POINT, len(losses) + 1, _CURVE_POINT)
         },
     }
-    _write_json(out / "training.json", log)
+    _write_log(out, log)
     (out / "resume.safetensors").unlink(missing_ok=True)
 
 
@@ -276,10 +278,13 @@ def _refuse_other(saved: dict[str, Any], settings: Settings, folder: Path) -> No
         )
 
 
-def _write_json(path: Path, log: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(log, indent=1) + "\n")
-    os.replace(partial, path)
+def _write_log(out: Path, log: dict[str, Any]) -> None:
+    """Writes the model card and, last, the log, which marks the run as finished."""
+    texts = {"README.md": model_card(log), "training.json": json.dumps(log, indent=1) + "\n"}
+    for name, text in texts.items():
+        partial = out / f"{name}.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, out / name)
 
 
 def main() -> None:
