@@ -254,6 +254,13 @@ def test_a_picture_has_the_width_asked_for_and_the_height_of_the_figure(shapes: 
 
 
 @needs_browser
+def test_a_tall_picture_is_not_cut_off() -> None:
+    nodes = tuple(Node(str(layer), str(layer), layer) for layer in range(30))
+    data = png(Graph("g", nodes, ()), width=400, scale=1)
+    assert struct.unpack(">II", data[16:24])[1] > 40 + 62 * 29 + 60
+
+
+@needs_browser
 def test_a_view_starts_in_the_state_given(shapes: Mapping[str, Shape], tmp_path: Path) -> None:
     script = """
         const canvas = $(".box > canvas"), pressed = all(".thumbs button").map((b) => b.ariaPressed);

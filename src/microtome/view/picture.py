@@ -20,6 +20,9 @@ _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=10000"
 ).split()
+_BARE = (
+    "<style>body{margin:0}body .microtome{margin:0;padding:16px}body .microtome .box{max-height:none}</style>"
+)
 _MEASURE = (
     "<script type=module>addEventListener('drawn', () => document.body.dataset.height = "
     "Math.ceil(document.querySelector('figure').getBoundingClientRect().height))</script>"
@@ -50,7 +53,7 @@ def png(
             "html(shape) to a file and open that in any browser"
         )
     text = '<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-    text += f'<body class="bare">{_MEASURE}{html(shape, state)}'
+    text += f"<body>{_MEASURE}{html(shape, state)}{_BARE}"
     look = ["--blink-settings=preferredColorScheme=0"] if dark else []
     with tempfile.TemporaryDirectory() as folder:
         file, picture = Path(folder, "shape.html"), Path(folder, "shape.png")
