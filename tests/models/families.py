@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor, nn
+
 from microtome.models.load import load
 from microtome.models.model import Model
-from torch import Tensor, nn
 
 VOCABULARY = 61
 COLUMNS = 9
@@ -76,7 +77,11 @@ _BUILDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Gemma2ForCausalLM",
         _GEMMA | {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 1.0},
     ),
-    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", _GEMMA),
+    "gemma3": (
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        _GEMMA | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
     "phi": ("PhiConfig", "PhiForCausalLM", _FULL),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", _GROUPED),
     "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", _GROUPED),

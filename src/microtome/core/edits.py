@@ -23,9 +23,12 @@ from microtome.core.site import Site, as_site
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """Base of all edits. `rows`: rows of the batch it applies to, `None` = all."""
+    """Base of all edits.
 
-    site: Site
+    site: a `Site` or its string; held as a `Site`. rows: rows of the batch it applies to, `None` = all.
+    """
+
+    site: Any
     rows: tuple[int, ...] | None = None
     kind: ClassVar[str] = ""
 
@@ -44,15 +47,19 @@ class Edit:
         """The same edit, on these rows."""
         return replace(self, rows=tuple(rows))
 
-    def for_row(self, row: int, target: int) -> Self:
-        """The part of this edit that concerns `row`, moved to row `target` of another batch."""
-        changes: dict[str, Any] = {"rows": (target,)}
+    def moved(self, rows: Sequence[int], targets: Sequence[int]) -> Self:
+        """The part of this edit that concerns `rows`, as an edit of rows `targets` of another batch."""
+        index = list(rows) if self.rows is None else [self.rows.index(row) for row in rows]
+        changes: dict[str, Any] = {"rows": tuple(targets)}
         for name in self._per_row():
             tensor = getattr(self, name)
-            index = row if self.rows is None else self.rows.index(row)
-            if tensor.shape[0] > 1:
-                changes[name] = tensor[index : index + 1]
-        return replace(self, **changes)
+            if tensor.shape[0] > 1 and index != list(range(tensor.shape[0])):
+                changes[name] = tensor[index]
+        return replace(self, **changes, **self._drawn(index))
+
+    def _drawn(self, index: Sequence[int]) -> dict[str, Any]:
+        """Fields that keep what is drawn for a row the same in another batch."""
+        return {}
 
     def _per_row(self) -> tuple[str, ...]:
         """Fields whose first axis is the row."""
@@ -101,23 +108,25 @@ class Zero(Edit):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Noise(Edit):
-    """Add Gaussian noise of the given standard deviation; seed and row fix it, whatever the batch."""
+    """Add Gaussian noise of the given standard deviation.
+
+    The seed and the row's number among those edited fix it (`draws`, if given, says other numbers).
+    """
 
     scale: float = 1.0
     seed: int = 0
-    first_row: int = 0
+    draws: tuple[int, ...] | None = None
     kind: ClassVar[str] = "noise"
 
     def apply(self, value: Tensor) -> Tensor:
-        draws = []
-        for row in range(self.first_row, self.first_row + value.shape[0]):
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + row)
-            draws.append(torch.randn(value.shape[1:], generator=generator))
-        return value + self.scale * torch.stack(draws).to(value)
+        drawn = []
+        for number in self.draws or range(value.shape[0]):
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+            drawn.append(torch.randn(value.shape[1:], generator=generator))
+        return value + self.scale * torch.stack(drawn).to(value)
 
-    def for_row(self, row: int, target: int) -> "Noise":
-        index = row if self.rows is None else self.rows.index(row)
-        return replace(self, rows=(target,), first_row=self.first_row + index)
+    def _drawn(self, index: Sequence[int]) -> dict[str, Any]:
+        return {"draws": tuple(index if self.draws is None else (self.draws[i] for i in index))}
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -101,7 +101,7 @@ def _cover_interface(name: str) -> Restore:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as registry
 
     held, entry = name in registry._local_mapping, registry._local_mapping.get(name)
-    registry[name] = _dispatcher(None if name == "eager" else registry.get(name))
+    registry[name] = _dispatcher(registry.get(name))
 
     def restore() -> None:
         del registry[name]

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from microtome.core.errors import InputError
 from microtome.models.anatomy import Anatomy
 from microtome.models.batch import Batch
 
-Tokens = str | Sequence[str] | Int[Tensor, "row column"] | Mapping[str, Any]
+# Any tensor: one that does not fit is refused with a sentence, whoever checks types.
+Tokens = str | Sequence[str] | Tensor | Mapping[str, Any]
 """What can be run: a text, texts, ids, or the keyword inputs of the module's own forward."""
 
 

@@ -170,6 +170,8 @@ class Interception:
             raw = found.raw(call)
             value = new if rebuilds else found.canonical(raw, call, batch)
         if gradients:
+            if not rebuilds and found.side == "in" and not found.in_place:
+                raw = call.input = _apart(raw)
             target = value if rebuilds else _differentiable(raw)
             convert = _whole if rebuilds else partial(found.gradient, raw=raw, call=call, batch=batch)
             self._targets |= dict.fromkeys(gradients, (target, convert))
@@ -259,8 +261,7 @@ class _Watcher:
         value = owner.edited(whole, value)
         gradients = [site for site in owner._reads.get(whole, ()) if site.gradient]
         if gradients:
-            # A tensor of its own, so that what follows is computed from it and not from what it is a view of.
-            value = value.view_as(value) if value.requires_grad else _differentiable(value.detach())
+            value = _apart(value)
             owner._targets |= dict.fromkeys(gradients, (value, _whole))
         owner.keep(whole, value)
         return value
@@ -296,6 +297,11 @@ def anatomy_of(anatomies: dict[str, Anatomy], site: Site) -> Anatomy:
 
 def _whole(gradient: Tensor) -> Tensor:
     return gradient
+
+
+def _apart(value: Tensor) -> Tensor:
+    """The same values as a tensor of its own: its gradient is by what is computed from it, and not from its origin."""
+    return value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
 
 
 def _differentiable(value: Tensor) -> Tensor:
