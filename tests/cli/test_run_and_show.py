@@ -1,6 +1,7 @@
 """`run` calls a method and keeps what it says; `show` says it again; wrong words are refused in one line."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,35 @@ def test_a_model_that_is_not_there(command: Callable[..., typer.testing.Result],
     refused = command("run", "weight_norms", "--model", tmp_path / "nowhere")
     assert refused.exit_code == 2
     assert "nowhere" in refused.stderr
+
+
+def test_a_model_without_a_tokenizer(
+    command: Callable[..., typer.testing.Result],
+    model_folder: Path,
+    tmp_path: Path,
+    offer: Callable[..., None],
+) -> None:
+    offer("methods", package="another", source=LENGTHS, lengths="lengths")
+    bare = tmp_path / "bare"
+    shutil.copytree(model_folder, bare, ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    refused = command("run", "lengths", "-m", bare)
+    assert refused.exit_code == 2
+    assert "tokenizer" in refused.stderr
+
+
+def test_nothing_is_computed_in_vain(
+    command: Callable[..., typer.testing.Result],
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the method ran although its result could not be saved")
+
+    monkeypatch.setattr(weight_norms, "run", never)
+    (tmp_path / "a file").write_text("")
+    refused = command("run", "weight_norms", "-m", model_folder, "-o", tmp_path / "a file")
+    assert "is a file" in refused.stderr
 
 
 def test_a_result_in_the_way_is_not_lost(

@@ -3,7 +3,7 @@
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import weight_norms
 from microtome.core import plugins
 from microtome.core.card import Card
 from microtome.core.errors import PluginError
+from microtome.core.result import Result
 from microtome.studies import catalog
 
 LITERAL = Path(weight_norms.__file__).read_text()
@@ -135,3 +136,8 @@ def test_each_installed_method_keeps_the_contract(name: str) -> None:
         "a sentence at each setting"
     )
     assert module.__doc__
+    assert issubclass(module.Result, Result)
+    assert module.Result.__eq__ is Result.__eq__, "write @dataclass(frozen=True, eq=False), or no decorator"
+    assert [f.name for f in fields(module.Result)] == [f.name for f in fields(Result)], (
+        "all it says is in its data"
+    )

@@ -42,8 +42,11 @@ def run(
         given = {"seed": seed} | given
     config = module.Config.read(given)
 
+    from microtome.core.result import check_vacant
     from microtome.models.load import load
 
+    if out is not None:
+        check_vacant(out, module.card.name)
     loaded = load(model)
     result = module.run(loaded, read_data(module.card, loaded.tokenizer, task, text, n, seed), config)
     if out is not None:
@@ -85,6 +88,10 @@ def read_data(
         if task is not None or text is not None:
             raise InputError(f"{card.name} reads the weights alone; leave out --task and --text")
         return None
+    if tokenizer is None:
+        raise InputError(
+            "this model has no tokenizer to read prompts with; call the method from Python with token ids"
+        )
     if text is not None:
         if card.needs == "pairs":
             raise InputError(f"{card.name} compares pairs of prompts, which a text is not; give --task")

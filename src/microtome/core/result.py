@@ -44,8 +44,8 @@ class Result(ABC):
     """What a method returns. A method subclasses it to tell `shapes`, and adds no field.
 
     method: the card's name. data: named arrays over named dimensions (`layer head position unit …`); bool, integer,
-    float or string. config: the settings, a `Config` or a dict; held as a dict of plain values. scope: the card's `scope`.
-    notes: caveats, printed wherever the result is.
+    float or string. config: the settings, a `Config` or a dict; held as a dict of plain values. scope: the card's
+    `scope`. notes: caveats, printed wherever the result is.
 
     Equal are results with the same method, settings, arrays (dtypes included; NaN equals NaN), origin and counts;
     the date and what a clock or a memory meter said are not compared.
@@ -112,13 +112,7 @@ class Result(ABC):
         `StoreError` where another method's result, or something unreadable, is in the way.
         """
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise StoreError(f"{folder} is a file; give a folder to save into")
-        record = folder / "result.json"
-        if record.exists() and (there := _read_record(folder)["method"]) != self.method:
-            raise StoreError(
-                f"{folder} holds a result of {there}; save this {self.method} into another folder"
-            )
+        check_vacant(folder, self.method)
         folder.mkdir(parents=True, exist_ok=True)
 
         numbers = {
@@ -129,7 +123,7 @@ class Result(ABC):
         arrays = f"arrays-{digest[:16]}.safetensors"
         _replace(folder / arrays, content)
         text = json.dumps(self._record() | {"arrays": arrays, "sha256": digest}, indent=1)
-        _replace(record, text.encode())
+        _replace(folder / "result.json", text.encode())
         for stale in folder.iterdir():
             if stale.name != arrays and (_ARRAYS.fullmatch(stale.name) or stale.name.endswith(".partial")):
                 stale.unlink(missing_ok=True)
@@ -192,6 +186,14 @@ class Result(ABC):
                 "variables": {str(name): variable(v) for name, v in self.data.variables.items()},
             },
         }
+
+
+def check_vacant(folder: Path, method: str) -> None:
+    """Raise `StoreError` where a result of this method could not be saved, so that nothing is computed in vain."""
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file; give a folder to save into")
+    if (folder / "result.json").exists() and (there := _read_record(folder)["method"]) != method:
+        raise StoreError(f"{folder} holds a result of {there}; save this {method} into another folder")
 
 
 _AGAIN: Final = "run the method again into a new folder, or restore this one from a copy"
