@@ -197,14 +197,18 @@ class _Work:
         """
         found: list[Edit] = []
         for edit in self.edits:
-            for place, lane in enumerate(lanes):
-                applies = edit.rows is None or lane.row in edit.rows
-                if applies and not (within and _is_below(edit, lane)):
-                    found.append(edit.for_row(lane.row, place))
-        for place, lane in enumerate(lanes):
-            found += [
-                e.for_row(lane.row, place) for e in lane.edits if not (within and _is_at_entry(e, lane))
+            chosen = [
+                (lane.row, place)
+                for place, lane in enumerate(lanes)
+                if (edit.rows is None or lane.row in edit.rows) and not (within and _is_below(edit, lane))
             ]
+            if chosen:
+                found.append(edit.moved(*zip(*chosen, strict=True)))
+        for mine in _by_variant(lanes):
+            for edit in lanes[mine[0]].edits:
+                places = [place for place in mine if not (within and _is_at_entry(edit, lanes[place]))]
+                if places:
+                    found.append(edit.moved([lanes[place].row for place in places], places))
         return found
 
     def _base_pass(self, lanes: Sequence[Lane]) -> BasePass:
@@ -298,7 +302,7 @@ class _Work:
             for layer in range(min(lane.entry or 0 for lane in lanes), layers + 1):
                 joining = [lane for lane in lanes[joined:] if (lane.entry or 0) <= layer]
                 if joining:
-                    entering = self._enter(base, joining, layer, start)
+                    entering = self._enter(base, joining, layer, climb.start)[:, start - climb.start :]
                     stream = entering if stream is None else torch.cat([stream, entering])
                     joined += len(joining)
                 assert stream is not None
@@ -345,10 +349,10 @@ class _Work:
         rows = [lane.row for lane in lanes]
         stream = base.streams[layer].index_select(0, torch.tensor(rows, device=self.model.device))[:, start:]
         batch = self.batch.select(rows)
-        for place, lane in enumerate(lanes):
-            for edit in lane.edits:
-                if _is_at_entry(edit, lane):
-                    stream = select.write(edit.for_row(lane.row, place), stream, batch)
+        for mine in _by_variant(lanes):
+            for edit in lanes[mine[0]].edits:
+                if _is_at_entry(edit, lanes[mine[0]]):
+                    stream = select.write(edit.moved([rows[place] for place in mine], mine), stream, batch)
         before = Site("resid_post", layer - 1) if layer else None
         if before in self._wholes and lanes[0].variant != _PROBE:
             self._keep_reads({before: stream}, lanes)
@@ -382,6 +386,14 @@ class _Work:
 
 
 _PROBE = -1
+
+
+def _by_variant(lanes: Sequence[Lane]) -> list[list[int]]:
+    """Places of lanes that have the same edits: those of one variant, entering together."""
+    groups: dict[tuple[int, int | None, tuple[int, ...]], list[int]] = {}
+    for place, lane in enumerate(lanes):
+        groups.setdefault((lane.variant, lane.entry, tuple(map(id, lane.edits))), []).append(place)
+    return list(groups.values())
 
 
 def _is_at_entry(edit: Edit, lane: Lane) -> bool:
