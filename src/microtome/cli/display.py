@@ -12,22 +12,23 @@ from microtome.studies.catalog import Row, Suggestion
 
 
 def menu(rows: Iterable[Row]) -> RenderableType:
-    """A line for each method: its word, its question, its scope and its paper; what is broken says so."""
-    table = _columns("method", "question", "scope", "reference")
+    """Each method with its question, scope and paper; what is broken says so."""
+    table = _list()
     for row in rows:
         if row.card is None:
-            table.add_row(Text(row.name, "red"), Text(row.problem, "red"), "", "")
+            table.add_row(Text(row.name, "bold red"), Text(row.problem, "red"))
         else:
-            table.add_row(row.name, row.card.question, row.card.scope, row.card.reference)
+            table.add_row(row.name, _told(row.card.question, f"{row.card.scope}. {row.card.reference}"))
     return table if table.row_count else Text("No methods are installed.")
 
 
 def suggestions(found: Iterable[Suggestion]) -> RenderableType:
-    """A line for each suggested method, with the words that speak for it."""
-    table = _columns("method", "question", "scope", "speaks for it")
+    """Each suggested method, best first, with its question, scope and the words that speak for it."""
+    table = _list()
     for suggestion in found:
         card = suggestion.card
-        table.add_row(card.name, card.question, card.scope, ", ".join(suggestion.because))
+        reasons = f"{card.scope}. Speaks for it: {', '.join(suggestion.because)}"
+        table.add_row(card.name, _told(card.question, reasons))
     return (
         table if table.row_count else Text("No method fits these words; `microtome methods` lists them all.")
     )
@@ -52,15 +53,19 @@ def card(told: Card) -> RenderableType:
 
 
 def tasks(rows: Iterable[tuple[str, str, str]]) -> RenderableType:
-    """A line for each task: its word, its question, its paper."""
-    table = _columns("task", "question", "reference")
-    for row in rows:
-        table.add_row(*row)
+    """Each task with its question and its paper."""
+    table = _list()
+    for name, question, reference in rows:
+        table.add_row(name, _told(question, reference))
     return table
 
 
-def _columns(*titles: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for number, title in enumerate(titles):
-        table.add_column(title, no_wrap=number == 0, overflow="fold")
+def _list() -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
     return table
+
+
+def _told(question: str, small_print: str) -> Text:
+    return Text.assemble(question, "\n", (small_print, "dim"))

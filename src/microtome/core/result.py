@@ -74,7 +74,7 @@ class Result(ABC):
 
     def describe(self) -> str:
         """One paragraph: the method and what its answer covers, sizes, origin, cost and every caveat."""
-        sizes = ", ".join(f"{size} {name}" for name, size in self.data.sizes.items()) or "single numbers"
+        sizes = " × ".join(f"{size} {name}" for name, size in self.data.sizes.items()) or "single numbers"
         source = self.provenance
         model = (
             f"Model {source.model or 'unnamed'} ({source.model_hash[:12]})"
