@@ -60,8 +60,9 @@ def test_pull_is_the_adjoint_of_push(name: str) -> None:
     torch.testing.assert_close((norm.push(x, one) * d).sum(-1), (x * norm.pull(d)).sum(-1))
 
 
-def test_no_norm_changes_nothing() -> None:
-    norm = read_norm(None, D)
+@pytest.mark.parametrize("module", [None, nn.Identity()])
+def test_no_norm_changes_nothing(module: nn.Module | None) -> None:
+    norm = read_norm(module, D)
     x = torch.randn(3, D)
     assert torch.equal(norm(x), x)
     assert torch.equal(norm.push(x, norm.scale(x)), x)

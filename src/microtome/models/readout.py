@@ -33,6 +33,10 @@ class Readout:
     _bias: Tensor | None
     _before: tuple[Tensor, Tensor | None] | None
 
+    @property
+    def n_tokens(self) -> int:
+        return int(self._columns.shape[0])
+
     @torch.no_grad()
     def directions(self, ids: Int[Tensor, "*ids"]) -> Float[Tensor, "*ids d_model"]:
         """Per token the direction in the stream before the norm; divide by the norm's scale."""
