@@ -8,8 +8,9 @@
 3. For the logits as receiver that is the answer. For a head's `q`, `k` or `v` (as the kernel sees them: rotated, and of
    grouped heads the shared ones) or an MLP's input `mlp_in`, what arrives there is read, and put into a second run of
    the base in which everything else is free again.
-4. The effect of the edge is the metric minus that of the base. An edge to an earlier component does not exist and is
-   refused. Several receivers patched together are written in one string, separated by spaces.
+4. The effect of the edge is the metric minus that of the base. An edge to an earlier component does not exist: it is
+   left blank, and a sender without any edge is refused. Several receivers patched together are written in one string,
+   separated by spaces.
 
 Reference: Wang et al., "Interpretability in the Wild" (2022); Goldowsky-Dill et al., "Localizing Model Behavior with
 Path Patching" (2023). Wang et al. let MLPs on the way answer; here they are frozen too, so a path through an MLP is two
@@ -142,20 +143,19 @@ class Result(result.Result):
 def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     """Patch every edge from the senders to the receivers.
 
-    Raises `SiteError` for components that the model lacks and for an edge backwards between named ones, `InputError`
-    for receivers that cannot be patched together, `FamilyError` where a part cannot be frozen.
+    Raises `SiteError` for components that the model lacks and for a named sender that comes before none of the
+    receivers, `InputError` for receivers that cannot be patched together, `FamilyError` where a part cannot be frozen.
     """
     config = config or Config()
     receivers = [_receivers(model, text) for text in config.receivers]
     named = () if config.senders is None else components.parse(model, config.senders)
     senders = named or components.components(model)
-    for group in receivers:
-        for sender in named:
-            if not _edge(model, sender, group):
-                raise SiteError(
-                    f"there is no edge from {sender} to {' '.join(map(str, group)) or 'the logits'}: a sender must "
-                    "come before all of its receivers (in a parallel block attention and MLP do not see each other)"
-                )
+    for sender in named:
+        if not any(_edge(model, sender, group) for group in receivers):
+            raise SiteError(
+                f"there is no edge from {sender} to {' or to '.join(config.receivers)}: a sender must come before its "
+                "receiver (in a parallel block attention and MLP do not see each other)"
+            )
     with measure() as recorder:
         frozen = components.between(model, (-1, 0), END)
         ends = [site for group in receivers for site in group]
