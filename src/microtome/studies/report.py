@@ -304,7 +304,8 @@ def _heads(account: Account) -> Section:
 def _limits(account: Account) -> Section:
     done = [t for t in account.tasks if not t.refused]
     outside = [
-        f"`{t.task.name}`: {t.record['components'] - t.record['mathematical_length']} of {t.record['components']} heads "
+        f"`{t.task.name}`: {t.record['components'] - t.record['mathematical_length']} of "
+        f"{t.record['components']} heads "
         f"and MLPs are outside the circuit and are not described; {t.record['unexplained']:.2f} of the behaviour is "
         "unexplained."
         for t in done
