@@ -27,6 +27,8 @@ NAMES = (
     "the model",
 )
 _STORY = NAMES.index("direct path and all rules")
+Row = Int[Tensor, " _"]
+"""A text; texts differ in length."""
 Rule = tuple[int, int, int]
 """Ids of source, destination and out."""
 _PRIOR = 1.0
@@ -88,7 +90,7 @@ def _log_share(cases: list[tuple[float, bool]]) -> float:
 def climb(
     model: Model,
     story: TokenStory,
-    rows: Sequence[Int[Tensor, " position"]],
+    rows: Sequence[Row],
     rules: Sequence[Rule],
     top: int,
     worst: int,
@@ -190,7 +192,7 @@ def _few_rules(
 class _Counts:
     """Unigrams and bigrams of a text, each smoothed by the next coarser, and the model's mean prediction on it."""
 
-    def __init__(self, model: Model, rows: Sequence[Int[Tensor, " position"]]) -> None:
+    def __init__(self, model: Model, rows: Sequence[Row]) -> None:
         self.size = model.sizes["d_vocab"]
         self.device = model.device
         following = torch.cat([row[1:] for row in rows]).to(self.device)
