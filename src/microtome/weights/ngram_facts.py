@@ -99,8 +99,8 @@ class Result(result.Result):
                 (*names[:7], "text: pair", "text: second alone", "text: random neurons"),
                 rows,
                 f"The {len(rows)} strongest of {self.data.attrs['pairs']} frequent pairs, chosen by interaction. "
-                "Logits on the prompt of two tokens; on held-out text the change of the out's log-probability, in nats, over "
-                f"at most {int(self.config['cases'])} places.",
+                "Logits on the prompt of two tokens; on held-out text the change of the out's log-probability, in "
+                f"nats, over at most {int(self.config['cases'])} places.",
                 self.notes,
             ),
         )
