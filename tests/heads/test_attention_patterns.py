@@ -1,16 +1,20 @@
 """Where heads look: relations by definition, masses by hand, hand-set heads found, padding left out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from golden import golden
 from heads.hand_set import hand_set
 from microtome.core.errors import InputError
 from microtome.data.prompts import Prompts
 from microtome.heads import attention_patterns as patterns
 from microtome.heads.relations import NAMES, allowed, mass, relations, uniform
+from microtome.models.load import load
 from models import families
 
 
@@ -94,3 +98,12 @@ def test_it_draws_text_and_refuses_what_is_not_there() -> None:
     assert {row[0] for row in table.rows} <= set(NAMES)
     with pytest.raises(InputError, match="this model has 4"):
         patterns.run(model, ids, patterns.Config(heads=(0, 4)))
+
+
+@pytest.mark.truth
+def test_patterns_are_the_recorded_ones(shared_models: Path) -> None:
+    ids = golden(shared_models, "idx").long()
+    found = patterns.run(
+        load(shared_models / "nano-sort"), ids, patterns.Config(layers=(0,), keep=len(ids))
+    ).data
+    np.testing.assert_allclose(found["pattern"].values[:, 0], golden(shared_models, "attSm"), atol=1e-5)

@@ -1,9 +1,12 @@
 """The last stream is the model's answer; every measure is what its definition says; padding is left out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from golden import golden
 from microtome.core.edits import Set
 from microtome.lenses import logit_lens
 from microtome.models.load import load
@@ -101,3 +104,17 @@ def test_it_draws_the_first_prompt_and_the_mean_over_all(text_model: object) -> 
     assert "2 prompts" in grid.caption
     assert "6 tokens of 2 prompts" in curve.caption
     assert [label.strip() for label in grid.column_labels] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.truth
+def test_streams_and_answers_are_the_recorded_ones(shared_models: Path) -> None:
+    """The lens of each recorded stream, by the recorded model's own norm and unembedding."""
+    model, ids = load(shared_models / "nano-sort"), golden(shared_models, "idx").long()
+    found = logit_lens.run(model, ids).data
+    for layer in range(3):
+        lens = model.unembed(golden(shared_models, f"block{layer}")).log_softmax(-1)
+        following = lens[:, :-1].gather(-1, ids[:, 1:, None])[..., 0].detach()
+        told = found["log_probability"].sel(site=f"resid_post.{layer}").values[:, :-1]
+        np.testing.assert_allclose(told, following, rtol=1e-3, atol=1e-4)
+    recorded = golden(shared_models, "lm_head").argmax(-1)
+    assert np.array_equal(found["top_token"].sel(site="resid_post.2").values[..., 0].astype(int), recorded)

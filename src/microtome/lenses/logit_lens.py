@@ -156,7 +156,7 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
         targets = _targets(ids, real, logits.argmax(-1), config.target)
         final = logits[real].log_softmax(-1)
         measured = {name: np.full((len(sites), *ids.shape), np.nan, dtype=np.float32) for name in _MEASURES}
-        top = np.zeros((len(sites), *ids.shape, config.top), dtype=np.int64)
+        top = np.zeros((len(sites), *ids.shape, min(config.top, logits.shape[-1])), dtype=np.int64)
         where = real.cpu().numpy()
         for i, site in enumerate(sites):
             values, best, last = _through(model, seen[site][real], final, targets[real], config)
