@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from microtome.core.errors import InputError
 from microtome.data.observed import as_prompts
 from microtome.data.prompts import Prompts
