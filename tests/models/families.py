@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from microtome.models import transformer
 from microtome.models.load import load
 from microtome.models.model import Model
 
@@ -36,6 +37,7 @@ _T5: dict[str, Any] = {
     "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "num_heads": 4, "num_layers": 3, "d_ff": 48,
     "decoder_start_token_id": 0,
 }  # fmt: skip
+_OURS: dict[str, Any] = _FULL | {"head_dim": 8}
 _GEMMA: dict[str, Any] = _GROUPED | {"head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8}
 
 # name: (configuration, model, what differs)
@@ -102,6 +104,17 @@ _BUILDS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MixtralForCausalLM",
         _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2},
     ),
+    "microtome": ("TransformerConfig", "Transformer", _OURS),
+    "microtome_rotary": (
+        "TransformerConfig",
+        "Transformer",
+        _OURS | {"positions": "rotary", "norm": "rms", "hidden_act": "silu", "bias": False},
+    ),
+    "microtome_attention_only": (
+        "TransformerConfig",
+        "Transformer",
+        _OURS | {"intermediate_size": 0, "norm": "none", "positions": "rotary"},
+    ),
     "bert": ("BertConfig", "BertForMaskedLM", _FULL),
     "roberta": ("RobertaConfig", "RobertaForMaskedLM", _FULL | {"max_position_embeddings": 40}),
     "t5": ("T5Config", "T5ForConditionalGeneration", _T5),
@@ -127,11 +140,12 @@ def random_model(
     config: str, model: str, fields: dict[str, Any], *, seed: int = 0, attention: str = "sdpa"
 ) -> nn.Module:
     """Any architecture of Transformers with weights, biases and norms drawn anew."""
-    settings = getattr(transformers, config)(**fields)
+    home = transformers if hasattr(transformers, config) else transformer
+    settings = getattr(home, config)(**fields)
     if attention != "sdpa":
         settings._attn_implementation = attention
     torch.manual_seed(seed)
-    module: nn.Module = getattr(transformers, model)(settings)
+    module: nn.Module = getattr(home, model)(settings)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():

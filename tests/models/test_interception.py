@@ -472,6 +472,6 @@ def test_noise_is_fixed_by_seed_and_row() -> None:
     both = model.run(ids, edit=[Noise("embed", scale=0.5, seed=3)]).logits
     assert torch.equal(both, model.run(ids, edit=[Noise("embed", scale=0.5, seed=3)]).logits)
     assert not torch.equal(both, model.run(ids, edit=[Noise("embed", scale=0.5, seed=4)]).logits)
-    second = Noise("embed", scale=0.5, seed=3).for_row(1, 0)
+    second = Noise("embed", scale=0.5, seed=3).moved([1], [0])
     alone = model.run(ids[1:], edit=[second]).logits
     assert torch.allclose(alone, both[1:], atol=1e-5)

@@ -188,15 +188,31 @@ def _method_scores(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None)
     return given
 
 
+class _SeenCache:
+    """A key/value cache whose whole keys are noted as it hands them out."""
+
+    def __init__(self, cache: Any, held: dict[str, Any]) -> None:
+        self._cache, self._held = cache, held
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = self._cache.update(*args, **kwargs)
+        self._held["k"] = keys
+        return keys, values
+
+
 @contextmanager
 def _bloom(anatomy: Anatomy, module: nn.Module, found: Watch) -> Iterator[None]:
     watcher, layer = found
     heads, d_head = anatomy.sizes["n_heads"], anatomy.sizes["d_head"]
     held: dict[str, Any] = {}
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _watch_of(module) is found:
-            held["mask"], held["alibi"] = kwargs["attention_mask"], kwargs["alibi"]
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _watch_of(module) is not found:
+            return None
+        held["mask"], held["alibi"] = kwargs["attention_mask"], kwargs["alibi"]
+        if kwargs.get("layer_past") is None:
+            return None
+        return args, kwargs | {"layer_past": _SeenCache(kwargs["layer_past"], held)}
 
     def projected(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if _watch_of(module) is not found:

@@ -122,6 +122,8 @@ class _Block:
                     self._expect("resid_pre + attn_out = resid_mid", pre + attn, mid)
                 if mlp is not None:
                     self._expect("resid_mid + mlp_out = resid_post", mid + mlp, post)
+            case "sequential" if mlp is None and not self.family.mlp:
+                self._expect("resid_pre + attn_out = resid_post", pre + attn, post)
             case "post_norm" if mid is not None:
                 self._expect("norm(resid_pre + attn_out) = resid_mid", self._normed(pre + attn, mid), mid)
                 if mlp is not None and post is not None:

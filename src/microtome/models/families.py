@@ -29,7 +29,7 @@ _GPT2 = Family(
 
 _LLAMA = Family(
     name="llama",
-    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma", "microtome"),
+    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma"),
     layers="model.layers",
     embed="model.embed_tokens",
     final_norm="model.norm",
@@ -100,6 +100,26 @@ _T5_DECODER = replace(
 )
 
 FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="microtome",
+        model_types=("microtome",),
+        layers="blocks",
+        embed="embed",
+        pos_embed="pos_embed",
+        final_norm="final_norm",
+        head="unembed",
+        attn="attn",
+        attn_norm="attn_norm",
+        q="attn.q",
+        k="attn.k",
+        v="attn.v",
+        o="attn.o",
+        mlp="mlp",
+        mlp_norm="mlp_norm",
+        mlp_up="mlp.up",
+        mlp_gate="mlp.gate",
+        mlp_down="mlp.down",
+    ),
     _GPT2,
     _LLAMA,
     Family(
@@ -288,8 +308,24 @@ def _gated(family: Family, config: Any) -> Family:
     return replace(family, mlp_gate=f"{family.mlp}.wi_0", mlp_up=f"{family.mlp}.wi_1")
 
 
+def _without(family: Family, config: Any) -> Family:
+    """Our own transformer without what this one leaves out."""
+    absent: dict[str, str] = {}
+    if config.norm == "none":
+        absent |= dict.fromkeys(("attn_norm", "mlp_norm", "final_norm"), "")
+    if not config.intermediate_size:
+        absent |= dict.fromkeys(("mlp", "mlp_norm", "mlp_up", "mlp_gate", "mlp_down"), "")
+    if config.hidden_act not in ("bilinear", "silu"):
+        absent["mlp_gate"] = ""
+    if config.positions != "learned":
+        absent["pos_embed"] = ""
+    return replace(family, **absent)  # type: ignore[arg-type]
+
+
 def _wired(family: Family, config: Any) -> Family:
     """The family as this configuration wires it."""
+    if family.name == "microtome":
+        return _without(family, config)
     if family.name == "gpt_neox" and not config.use_parallel_residual:
         return replace(family, residual="sequential")
     if family.name == "opt" and not config.do_layer_norm_before:

@@ -64,12 +64,12 @@ class Family:
 def sizes(config: Any) -> dict[str, int]:
     """Sizes of a Hugging Face text configuration under the names used here; 0 where there is none."""
 
-    def first(*names: str) -> int:
+    def first(*names: str, otherwise: int = 0) -> int:
         for name in names:
             found = getattr(config, name, None)
             if isinstance(found, int):
                 return found
-        return 0
+        return otherwise
 
     d_model = first("hidden_size", "n_embd", "d_model")
     heads = first("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")
@@ -80,7 +80,7 @@ def sizes(config: Any) -> dict[str, int]:
         "n_kv_heads": first("num_key_value_heads", "num_kv_heads") or heads,
         "d_model": d_model,
         "d_head": d_head,
-        "d_mlp": first("intermediate_size", "n_inner", "ffn_dim", "d_ff") or 4 * d_model,
+        "d_mlp": first("intermediate_size", "n_inner", "ffn_dim", "d_ff", otherwise=4 * d_model),
         "d_vocab": first("vocab_size"),
         "n_positions": first("max_position_embeddings", "n_positions"),
     }

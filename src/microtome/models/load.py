@@ -79,6 +79,9 @@ def _from_files(
     revision: str | None,
 ) -> nn.Module:
     import transformers
+    from transformers.utils import logging
+
+    from microtome.models import transformer  # noqa: F401  (makes our own architecture known to Transformers)
 
     folder = Path(source).expanduser()
     source = str(folder) if source.startswith("~") else source
@@ -88,6 +91,8 @@ def _from_files(
             f"{source} is not a folder; give a folder with config.json and model.safetensors, or a hub name"
         )
     options = {"revision": revision, "trust_remote_code": False}
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(source, **options)
         names = getattr(config, "architectures", None) or []
@@ -107,6 +112,9 @@ def _from_files(
             f"{source} could not be loaded: {type(error).__name__}: {error}. Expected a folder with config.json and "
             "safetensors weights (fetch an interrupted or damaged download again), or a hub name that is within reach"
         ) from error
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
     if missing := sorted(report["missing_keys"]):
         raise StoreError(
             f"{source} lacks {len(missing)} of the weights of {cls.__name__} (first {missing[0]}), which "

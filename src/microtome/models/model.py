@@ -23,7 +23,7 @@ from microtome.core.errors import FamilyError, InputError, SiteError
 from microtome.core.logits import LogitSelection, Metric
 from microtome.core.site import PARTS, Site, as_site
 from microtome.core.weight import Weight
-from microtome.models import finite, select, unembedding, weights
+from microtome.models import finite, generation, select, unembedding, weights
 from microtome.models.anatomy import Anatomy
 from microtome.models.batch import Batch
 from microtome.models.inputs import Inputs, Tokens, prepare
@@ -203,6 +203,21 @@ class Model:
             resid = select.read(replace(last, positions=wanted.positions), resid, inputs.batch)
         tokens = None if wanted.tokens is None else unembedding.ids_of(wanted, resid.device)
         return seen, unembedding.unembed(self.anatomy, resid, tokens)
+
+    def generate(
+        self,
+        tokens: Tokens,
+        new_tokens: int,
+        edit: Sequence[Edit] = (),
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        mask: Int[Tensor, "row column"] | None = None,
+    ) -> Int[Tensor, "row grown"]:
+        """The prompts' ids, each followed by `new_tokens` more; see `microtome.models.generation`."""
+        return generation.generate(
+            self, tokens, new_tokens, edit, temperature=temperature, seed=seed, mask=mask
+        )
 
     def call(self, inputs: Inputs) -> Any:
         """The module's own forward."""

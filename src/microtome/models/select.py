@@ -74,9 +74,13 @@ def write(edit: Edit, value: Tensor, batch: Batch) -> Tensor:
     rows = list(range(turned.shape[0])) if edit.rows is None else list(edit.rows)
     if edit.rows is not None and any(not 0 <= r < turned.shape[0] for r in rows):
         raise EditError(f"{edit!r}: rows go from 0 to {turned.shape[0] - 1} in this batch")
+    if site.positions is not None:
+        held = _held_rows(site, rows, turned, batch)
+        if not held:
+            return value
+        if len(held) < len(rows):
+            edit, rows = edit.moved(held, held), held
     index = _index(site, rows, edit.rows is None, turned, batch)
-    if index is None:
-        return value
     chosen = turned[index]
     part = _turned(site, _tail(site, chosen, 2))
     new = edit.apply(part)
@@ -95,8 +99,24 @@ def write(edit: Edit, value: Tensor, batch: Batch) -> Tensor:
     return _turned(site, result)
 
 
-def _index(site: Site, rows: list[int], all_rows: bool, turned: Tensor, batch: Batch) -> Index | None:
-    """Index of the selected rows and columns, `None` if this pass holds none of them."""
+def _held_rows(site: Site, rows: list[int], turned: Tensor, batch: Batch) -> list[int]:
+    """The rows whose selected columns this pass holds; an error where it holds only some of a row's."""
+    assert site.positions is not None
+    offset = batch.end - turned.shape[1]
+    held = []
+    for row, columns in zip(rows, batch.columns(site.positions, rows), strict=True):
+        inside = [offset <= column < batch.end for column in columns]
+        if any(inside) and not all(inside):
+            raise EditError(
+                f"{site} selects positions of which this pass holds only some; give one edit for each position"
+            )
+        if any(inside):
+            held.append(row)
+    return held
+
+
+def _index(site: Site, rows: list[int], all_rows: bool, turned: Tensor, batch: Batch) -> Index:
+    """Index of the selected rows and columns, all of which this pass holds."""
     device = turned.device
     if site.positions is None:
         if all_rows:
@@ -104,17 +124,8 @@ def _index(site: Site, rows: list[int], all_rows: bool, turned: Tensor, batch: B
         if rows == list(range(rows[0], rows[0] + len(rows))):
             return (slice(rows[0], rows[0] + len(rows)), slice(None))
         return (torch.tensor(rows, device=device), slice(None))
-    offset = batch.end - turned.shape[1]
-    columns = batch.columns(site.positions, rows)
-    held = [[offset <= c < batch.end for c in row] for row in columns]
-    if not any(map(any, held)):
-        return None
-    if not all(map(all, held)):
-        raise EditError(
-            f"{site} selects positions of which this pass holds only some; give one edit for each position"
-        )
-    row_index = torch.tensor(rows, device=device)[:, None]
-    return (row_index, torch.tensor(columns, device=device) - offset)
+    columns = torch.tensor(batch.columns(site.positions, rows), device=device)
+    return (torch.tensor(rows, device=device)[:, None], columns - (batch.end - turned.shape[1]))
 
 
 def _put_tail(site: Site, chosen: Tensor, new: Tensor) -> Tensor:
