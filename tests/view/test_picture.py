@@ -15,7 +15,8 @@ import microtome.view.picture as picture
 from microtome.core.errors import InputError
 from microtome.core.shapes import Graph, Grid, Node, Shape, Strip, Table
 from microtome.view.lettering import cell_text, numeral, visible
-from microtome.view.page import Section, html, page, png
+from microtome.view.page import Section, html, page
+from microtome.view.picture import png
 from microtome.view.scale import MODES, Scale
 
 needs_browser = pytest.mark.skipif(

@@ -11,7 +11,7 @@ def components(model: Model) -> tuple[Site, ...]:
     """All heads and MLPs, in the order of a pass. Raises `InputError` for a model without a map."""
     if not model.anatomies:
         raise InputError(
-            f"{model.name} is addressed by module paths; its heads and MLPs are known only with a map of the architecture"
+            f"{model.name} is addressed by module paths; its heads and MLPs are known only with a map of it"
         )
     found: list[Site] = []
     for layer in range(model.n_layers):

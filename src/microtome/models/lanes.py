@@ -153,3 +153,21 @@ def bytes_of_lane(anatomy: Anatomy, batch: Batch, start: int) -> int:
         2 * columns * batch.end * sizes["n_heads"] + 4 * batch.end * sizes["n_kv_heads"] * sizes["d_head"]
     )
     return 4 * (stream + attention)
+
+
+def by_variant(lanes: Sequence[Lane]) -> list[list[int]]:
+    """Places of lanes that have the same edits: those of one variant, entering together."""
+    groups: dict[tuple[int, int | None, tuple[int, ...]], list[int]] = {}
+    for place, lane in enumerate(lanes):
+        groups.setdefault((lane.variant, lane.entry, tuple(map(id, lane.edits))), []).append(place)
+    return list(groups.values())
+
+
+def is_at_entry(edit: Edit, lane: Lane) -> bool:
+    """Whether an edit changes the stream with which the lane enters, rather than something inside the climb."""
+    return edit.site.part == "resid_post" and entry_of(edit) == lane.entry
+
+
+def is_below(edit: Edit, lane: Lane) -> bool:
+    """Whether a base edit is already in the stream with which the lane enters."""
+    return edit.site.layer is None or entry_of(edit) < (lane.entry or 0) or is_at_entry(edit, lane)

@@ -30,7 +30,17 @@ from microtome.models import select, unembedding
 from microtome.models.finite import check_finite
 from microtome.models.inputs import Inputs, Tokens
 from microtome.models.interception import Interception, Stop
-from microtome.models.lanes import Climb, Lane, bytes_of_lane, climbs, entry_of, flops_of_column, lanes_of
+from microtome.models.lanes import (
+    Climb,
+    Lane,
+    by_variant,
+    bytes_of_lane,
+    climbs,
+    flops_of_column,
+    is_at_entry,
+    is_below,
+    lanes_of,
+)
 from microtome.models.model import Model
 from microtome.models.reentry import BasePass, CannotReenterError
 from microtome.models.run import Run
@@ -200,13 +210,13 @@ class _Work:
             chosen = [
                 (lane.row, place)
                 for place, lane in enumerate(lanes)
-                if (edit.rows is None or lane.row in edit.rows) and not (within and _is_below(edit, lane))
+                if (edit.rows is None or lane.row in edit.rows) and not (within and is_below(edit, lane))
             ]
             if chosen:
                 found.append(edit.moved(*zip(*chosen, strict=True)))
-        for mine in _by_variant(lanes):
+        for mine in by_variant(lanes):
             for edit in lanes[mine[0]].edits:
-                places = [place for place in mine if not (within and _is_at_entry(edit, lanes[place]))]
+                places = [place for place in mine if not (within and is_at_entry(edit, lanes[place]))]
                 if places:
                     found.append(edit.moved([lanes[place].row for place in places], places))
         return found
@@ -349,9 +359,9 @@ class _Work:
         rows = [lane.row for lane in lanes]
         stream = base.streams[layer].index_select(0, torch.tensor(rows, device=self.model.device))[:, start:]
         batch = self.batch.select(rows)
-        for mine in _by_variant(lanes):
+        for mine in by_variant(lanes):
             for edit in lanes[mine[0]].edits:
-                if _is_at_entry(edit, lanes[mine[0]]):
+                if is_at_entry(edit, lanes[mine[0]]):
                     stream = select.write(edit.moved([rows[place] for place in mine], mine), stream, batch)
         before = Site("resid_post", layer - 1) if layer else None
         if before in self._wholes and lanes[0].variant != _PROBE:
@@ -386,21 +396,3 @@ class _Work:
 
 
 _PROBE = -1
-
-
-def _by_variant(lanes: Sequence[Lane]) -> list[list[int]]:
-    """Places of lanes that have the same edits: those of one variant, entering together."""
-    groups: dict[tuple[int, int | None, tuple[int, ...]], list[int]] = {}
-    for place, lane in enumerate(lanes):
-        groups.setdefault((lane.variant, lane.entry, tuple(map(id, lane.edits))), []).append(place)
-    return list(groups.values())
-
-
-def _is_at_entry(edit: Edit, lane: Lane) -> bool:
-    """Whether an edit changes the stream with which the lane enters, rather than something inside the climb."""
-    return edit.site.part == "resid_post" and entry_of(edit) == lane.entry
-
-
-def _is_below(edit: Edit, lane: Lane) -> bool:
-    """Whether a base edit is already in the stream with which the lane enters."""
-    return edit.site.layer is None or entry_of(edit) < (lane.entry or 0) or _is_at_entry(edit, lane)

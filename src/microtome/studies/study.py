@@ -19,14 +19,13 @@ from typing import Any
 
 from pydantic import Field
 
-from microtome import __version__
 from microtome.attribution import direct_logit_attribution
 from microtome.circuits import node_circuit
 from microtome.core import config as base
 from microtome.core.circuit import Circuit
 from microtome.core.claim import Claim, Evidence, Level, Prediction
 from microtome.core.errors import InputError
-from microtome.core.provenance import model_hash
+from microtome.core.provenance import model_hash, versions
 from microtome.core.result import Result
 from microtome.core.site import Site
 from microtome.data import metrics
@@ -91,7 +90,7 @@ def identity(model: Model, tasks: Sequence[Task], config: Config) -> dict[str, A
         "model_hash": model_hash(model.module.state_dict()),
         "tasks": [task.name for task in tasks],
         "config": config.model_dump(mode="json"),
-        "microtome": __version__,
+        "microtome": versions()["microtome"],
     }
 
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from microtome.core.shapes import Shape, Table
 from microtome.view.bundle import script, style
-from microtome.view.frame import frame as frame
-from microtome.view.picture import png as png
 from microtome.view.plain import letters, plain
 from microtome.view.source import kind, source, to_json
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from microtome.core.errors import InputError
 from microtome.core.shapes import Shape
+from microtome.view.page import html
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _FLAGS = (
@@ -45,8 +46,6 @@ def png(
 
     Raises `InputError` when no Chromium is found, or when it does not deliver.
     """
-    from microtome.view.page import html
-
     if browser() is None:
         raise InputError(
             f"a PNG needs one of {', '.join(BROWSERS)} on the PATH, and none is there. Install one, or save "
