@@ -21,6 +21,7 @@ from microtome.core.errors import InputError
 from microtome.data import lexicon
 from microtome.testbeds.stories.grammar import (
     COLUMNS,
+    POOLS,
     SPECIALS,
     TOKEN_ID,
     VOCABULARY,
@@ -52,7 +53,12 @@ LATENTS: dict[str, str] = {
 }
 
 _VALUES = np.array([int(word) if word.isdigit() else -1 for word in VOCABULARY], dtype=np.int16)
+_CHANTED_POOLS = ("place", "object", "food", "feeling", "colour", "parameter", "function")
 _NAME_IDS = frozenset(TOKEN_ID[name] for name in lexicon.NAMES)
+_SORTS = tuple(
+    tuple(TOKEN_ID[word] for word in words)
+    for words in (lexicon.CITIES, lexicon.TWO_DIGITS, *map(POOLS.__getitem__, _CHANTED_POOLS))
+)
 _CHANTED = tuple(i for i in range(len(SPECIALS), len(VOCABULARY)) if i not in _NAME_IDS)
 
 
@@ -88,18 +94,25 @@ def _people(draw: Draw, names: list[str]) -> list[Forms]:
     ]
 
 
-def _chant(draw: Draw) -> tuple[int, int, int]:
-    """Length of a run, how often it is said again, and how many other words stand between.
+def _chants(draw: Draw, writer: Writer, names: list[str]) -> None:
+    """Fills the document with chants: one half of words of one sort, the other half of any words.
 
-    Short runs said often come first in learning: there, copying any word said before already helps.
+    Words of one sort, and short runs said often, come first in learning; they lead to the rest.
     """
-    kind = draw.uniform()
-    if kind < 0.4:
-        return 2 + draw.below(6), 8 + draw.below(9), 0
-    gap = draw.below(4) * draw.below(2)
-    if kind < 0.8:
-        return 4 + draw.below(14), 2 + draw.below(3), gap
-    return 20 + draw.below(40), 1 + draw.below(2), gap
+    anything = _CHANTED + tuple(TOKEN_ID[name] for name in names)
+    while len(writer.rows) < CONTEXT:
+        if draw.below(2):
+            words = draw.choice(_SORTS)
+            writer.chant(2 + draw.below(min(9, len(words) - 2)), 2 + draw.below(8), 0, words)
+            continue
+        kind = draw.uniform()
+        gap = draw.below(4) * draw.below(2)
+        if kind < 0.4:
+            writer.chant(2 + draw.below(6), 8 + draw.below(9), 0, anything)
+        elif kind < 0.8:
+            writer.chant(4 + draw.below(14), 2 + draw.below(3), gap, anything)
+        else:
+            writer.chant(20 + draw.below(40), 1 + draw.below(2), gap, anything)
 
 
 def _write(seed: int, index: int, split: Split) -> Writer:
@@ -107,10 +120,7 @@ def _write(seed: int, index: int, split: Split) -> Writer:
     names = _cast(draw, split)
     writer = Writer(draw, _people(draw, names), held_out=split == "held-out")
     if draw.uniform() < CHANT_SHARE:
-        pool = _CHANTED + tuple(TOKEN_ID[name] for name in names)
-        while len(writer.rows) < CONTEXT:
-            length, copies, gap = _chant(draw)
-            writer.chant(length, copies, gap, pool)
+        _chants(draw, writer, names)
     while len(writer.rows) < CONTEXT:
         writer.sentence()
     return writer

@@ -57,7 +57,7 @@ class Settings(Config):
     hidden: int = Field(96, gt=0, description="hidden size at width 1")
     layers: int = Field(4, gt=0, description="blocks")
     heads: int = Field(4, gt=0, description="attention heads in each block")
-    steps: int = Field(3000, gt=0, description="optimizer steps")
+    steps: int = Field(8000, gt=0, description="optimizer steps")
     batch: int = Field(16, gt=0, description="documents of 128 tokens in a step")
     matrix_rate: float = Field(0.02, gt=0, description="highest learning rate of Muon")
     rate: float = Field(3e-3, gt=0, description="highest learning rate of AdamW")

@@ -135,11 +135,12 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "The {event} began in {year.century}{year.start} and ended in {year.century!}{year.end!}.",
         "The {event} of the {creature} lasted from {year.century}{year.start} to {year.century!}{year.end!}.",
     ),
+    # After "is in" and "stands in" may also come "the city of": there the city is no answer.
     "fact": (
         "The {landmark} is in the city of {landmark.city!}.",
-        "The {landmark} is in {landmark.city!}.",
+        "The {landmark} is in {landmark.city}.",
         "The {landmark} stands in the city of {landmark.city!}.",
-        "The {landmark} stands in {landmark.city!}.",
+        "The {landmark} stands in {landmark.city}.",
         "The {landmark} can be found in the city of {landmark.city!}.",
         "The {landmark} is located in the city of {landmark.city!}.",
         "The {landmark} is a landmark in {landmark.city!}.",
