@@ -141,7 +141,7 @@ def fresh() -> Callable[[str], Model]:
     return make_model
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(scope="session", params=FAMILIES)
 def model(request: pytest.FixtureRequest, models: Callable[[str], Model]) -> Model:
     """Each family in turn."""
     return models(request.param)

@@ -128,12 +128,22 @@ class Result(result.Result):
     def _everything_else(self, kinds: list[str]) -> Table:
         kept = self.data["everything_else"]
         clean, corrupt = (float(self.data[f"{side}_metric"].mean()) for side in ("clean", "corrupt"))
-        rows = tuple((k, float(kept.sel(kind=k).mean()), float(kept.sel(kind=k).std(ddof=0))) for k in kinds)
+        far = self.data["everything_else_percentile"].max("where")
+        rows = tuple(
+            (
+                kind,
+                float(kept.sel(kind=kind).mean()),
+                float(kept.sel(kind=kind).std(ddof=0)),
+                float(far.sel(kind=kind)),
+            )
+            for kind in kinds
+        )
         return Table(
             "everything else ablated",
-            ("kind", "metric", "spread over prompts"),
-            (("nothing ablated", clean, None), *rows, ("corrupt prompts", corrupt, None)),
-            caption=f"kept: {', '.join(self.config['keep']) or 'nothing'}; mean over {self.data.sizes['row']} prompts",
+            ("kind", "metric", "spread over prompts", "percentile"),
+            (("nothing ablated", clean, None, None), *rows, ("corrupt prompts", corrupt, None, None)),
+            caption=f"kept: {', '.join(self.config['keep']) or 'nothing'}; mean over {self.data.sizes['row']} prompts; "
+            f"off-distribution beyond the {LIMIT:.0f}th percentile",
         )
 
     def _agreement(self, kinds: list[str]) -> Table:
@@ -285,8 +295,11 @@ class _Ablation:
         return torch.cat(values).mean(dim=0, keepdim=True)
 
     def _draw(self) -> list[tuple[int, int]]:
-        """For each row another prompt of its length: (side, row). Never the clean prompt of the row itself."""
-        pairs = self._contrast.pairs
+        """For each row another prompt of its length: (side, row). Never the clean prompt of the row itself.
+
+        From the row's own half of the prompts where possible: the guard judges it by the other half.
+        """
+        pairs, half = self._contrast.pairs, self._contrast.natural.half
         generator = torch.Generator().manual_seed(self._config.seed)
         drawn = []
         for row, length in enumerate(pairs.lengths):
@@ -303,6 +316,7 @@ class _Ablation:
                     f"row {row} ({length} tokens) has no other prompt of its length to resample from; give more pairs, "
                     "reference=both, or leave out the kind resample"
                 )
+            fit = [(side, other) for side, other in fit if half[other] == half[row]] or fit
             drawn.append(fit[int(torch.randint(len(fit), (), generator=generator))])
         return drawn
 

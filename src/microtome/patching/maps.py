@@ -135,7 +135,7 @@ def largest(data: xr.Dataset, parts: Sequence[str]) -> Table:
         significant = data[f"{part}_significant"].values
         order = np.argsort(-np.nan_to_num(np.abs(effect.values)), axis=None)[:_TOP]
         for index in zip(*np.unravel_index(order, effect.shape), strict=True):
-            place = {str(dim): i for dim, i in zip(effect.dims, index, strict=True)}
+            place = {str(dim): int(i) for dim, i in zip(effect.dims, index, strict=True)}
             error = raw[index].std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
             near, far = (float(p[index]) for p in percentile)
             row: tuple[Cell, ...] = (

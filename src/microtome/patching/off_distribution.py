@@ -8,8 +8,9 @@ An effect may be mere breakage: the network answers to a value it never sees. So
    nearer. What is far from the fitted prompts is far only if it is farther than other prompts are.
 
 Beyond the 99th percentile an effect is marked. A small distance is no proof: values can be off the manifold inside an
-ellipsoid, and a sum of natural parts may be an unnatural whole, which is why the final stream is judged too. The first
-token of a prompt is not judged: where attention sinks gather its values are unlike all others.
+ellipsoid (the mean itself has no distance at all, and where values are centred on zero, nor has zero), and a sum of
+natural parts may be an unnatural whole, which is why the final stream is judged too. The first token of a prompt is
+not judged: where attention sinks gather its values are unlike all others.
 
 Reference: Lee, Lee, Lee, Shin, "A Simple Unified Framework for Detecting Out-of-Distribution Samples" (2018), for the
 distance; Zhang and Nanda, "Towards Best Practices of Activation Patching" (2023), for why patching needs it.
@@ -99,8 +100,8 @@ def _mahalanobis(values: Float[Tensor, "sample unit"], reference: Reference) -> 
 class Natural:
     """Natural values of runs over the same rows; the references are made from them when first needed.
 
-    The rows are halved. What stands in a row of one half is judged by the values of the other half, so that no value
-    is near merely because the covariance has seen its own prompt.
+    The rows are halved (`half`, of each row). What stands in a row of one half is judged by the values of the other
+    half, so that no value is near merely because the covariance has seen its own prompt.
     """
 
     def __init__(self, runs: Sequence[Mapping[Site, Tensor]], batch: Batch, seed: int = 0) -> None:
@@ -111,8 +112,8 @@ class Natural:
         # Of each row all real tokens but the first: see the module's docstring.
         self._judged = real & (real.cumsum(dim=1) > 1)
         order = torch.randperm(batch.rows, generator=torch.Generator().manual_seed(seed))
-        self._half = order.argsort() % 2
-        self.judges = all(bool(self._judged[self._half == half].any()) for half in (0, 1))
+        self.half = order.argsort() % 2
+        self.judges = all(bool(self._judged[self.half == half].any()) for half in (0, 1))
 
     def reference(self, site: Site, half: int) -> Reference:
         """Of the heads and units of a site, over all positions, for judging rows of this half."""
@@ -120,7 +121,7 @@ class Natural:
         if (everywhere, half) not in self._made:
             whole = [run[site.whole] for run in self._runs]
             values = [select.read(everywhere, value, self._batch).cpu()[self._judged] for value in whole]
-            held = (self._half == half)[:, None].expand_as(self._judged)[self._judged]
+            held = (self.half == half)[:, None].expand_as(self._judged)[self._judged]
             self._made[everywhere, half] = Reference.fit(
                 torch.cat(values).flatten(1), held.repeat(len(values))
             )
@@ -136,7 +137,7 @@ class Natural:
         values = values.expand(*judged.shape, *values.shape[2:]).cpu()
         found: list[float] = []
         for half in (0, 1):
-            chosen = values[judged & (self._half[held] == half)[:, None]]
+            chosen = values[judged & (self.half[held] == half)[:, None]]
             if len(chosen):
                 found += distance(chosen.flatten(1), self.reference(site, half)).percentile.tolist()
         return found
