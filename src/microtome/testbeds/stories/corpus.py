@@ -97,7 +97,7 @@ def _people(draw: Draw, names: list[str]) -> list[Forms]:
 def _chants(draw: Draw, writer: Writer, names: list[str]) -> None:
     """Fills the document with chants: one half of words of one sort, the other half of any words.
 
-    Words of one sort, and short runs said often, come first in learning; they lead to the rest.
+    Short runs said often are there because copying any word said before already helps to foretell them.
     """
     anything = _CHANTED + tuple(TOKEN_ID[name] for name in names)
     while len(writer.rows) < CONTEXT:

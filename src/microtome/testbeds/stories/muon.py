@@ -4,8 +4,6 @@
 2. Replace it by the orthogonal matrix nearest to it, roughly, with five Newton-Schulz iterations.
 3. Step by that, longer for matrices that are wider than tall.
 
-Small models form attention circuits in about two thirds of the steps that AdamW alone needs.
-
 Jordan et al. (2024), Muon: an optimizer for hidden layers in neural networks. In float32 throughout, unlike
 `torch.optim.Muon`, whose bfloat16 is slow on processors without it. Not for embeddings, biases or norms.
 """
