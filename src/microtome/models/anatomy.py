@@ -3,8 +3,6 @@
 An `Anatomy` is one stack of blocks (a decoder or an encoder) with its sizes; it holds references, never copies.
 """
 
-from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -12,6 +10,7 @@ from torch import nn
 from microtome.core.errors import FamilyError, SiteError
 from microtome.core.site import Site
 from microtome.models.family import Family, sizes
+from microtome.models.linear_norm import read_norm
 
 
 class Anatomy:
@@ -35,6 +34,7 @@ class Anatomy:
             next((getattr(config, n) for n in _EPSILONS if getattr(config, n, None) is not None), 1e-5)
         )
         self._roles: dict[tuple[str, int | None], nn.Module | None] = {}
+        self._centred: dict[tuple[str, int | None], bool] = {}
 
     def _find(self, path: str) -> nn.Module | None:
         """A module by path; the first name may be missing (a bare base model) or lie deeper (a composite model)."""
@@ -65,18 +65,16 @@ class Anatomy:
             )
         return found
 
-    @cached_property
-    def attention_layers(self) -> dict[int, int]:
-        """Layer by the id of its attention module."""
-        found = ((self.role("attn", layer), layer) for layer in range(len(self.blocks)))
-        return {id(module): layer for module, layer in found if module is not None}
-
-    def parameters_of(self, role: str, layer: int | None = None) -> Iterator[Any]:
-        module = self.role(role, layer)
-        return iter(()) if module is None else module.parameters(recurse=False)
+    def is_centred(self, role: str, layer: int | None = None) -> bool:
+        """Whether a norm subtracts the mean (LayerNorm) or not (RMSNorm)."""
+        key = (role, layer)
+        if key not in self._centred:
+            device = next((p.device for p in self.module.parameters() if not p.is_meta), None)
+            self._centred[key] = read_norm(self.role(role, layer), self.sizes["d_model"], device).centred
+        return self._centred[key]
 
 
-_EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "layer_norm_eps")
+_EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps")
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module | None:

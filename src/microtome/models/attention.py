@@ -46,7 +46,6 @@ _covers: dict[Hashable, tuple[int, Restore]] = {}
 @contextmanager
 def watch(watchers: Sequence[tuple[Anatomy, dict[int, Watcher]]]) -> Iterator[None]:
     """Let the watcher of each layer see its attention, within this context and thread, and no other watcher."""
-    before: dict[int, Watch] = getattr(_local, "watched", {})
     watched: dict[int, Watch] = {}
     with ExitStack() as stack:
         for anatomy, layers in watchers:
@@ -55,11 +54,26 @@ def watch(watchers: Sequence[tuple[Anatomy, dict[int, Watcher]]]) -> Iterator[No
                 assert module is not None
                 watched[id(module)] = found = (watcher, layer)
                 stack.enter_context(_door(anatomy, module, found))
-        _local.watched = watched
-        try:
-            yield
-        finally:
-            _local.watched = before
+        stack.enter_context(_watching(watched))
+        yield
+
+
+@contextmanager
+def watch_interface(modules: Sequence[nn.Module], implementation: str, watcher: Watcher) -> Iterator[None]:
+    """Let one watcher see whichever of these modules calls the attention interface; `layer` is its place among them."""
+    watched: dict[int, Watch] = {id(module): (watcher, place) for place, module in enumerate(modules)}
+    with _covered(implementation, partial(_cover_interface, implementation)), _watching(watched):
+        yield
+
+
+@contextmanager
+def _watching(watched: dict[int, Watch]) -> Iterator[None]:
+    before: dict[int, Watch] = getattr(_local, "watched", {})
+    _local.watched = watched
+    try:
+        yield
+    finally:
+        _local.watched = before
 
 
 def _watch_of(module: nn.Module) -> Watch | None:

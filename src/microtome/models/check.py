@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from microtome.core.errors import FamilyError
 from microtome.core.site import Site
 from microtome.core.weight import Weight
 from microtome.models.anatomy import Anatomy
 from microtome.models.inputs import Inputs
+from microtome.models.linear_norm import read_norm
 from microtome.models.weights import find
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ class _Block:
         q, attn = self._get("q"), self._get("attn_out")
         assert pre is not None
         self._expect("the norm before attention reads resid_pre", self._apply("attn_norm", pre), attn_in)
+        self._divides("attn_norm", pre, attn_in)
         self._expect("attn_in W_V + b_V = v", self._made(attn_in, "V"), self._get("v"))
         queries = self._made(attn_in, "Q")
         attention = self.anatomy.role("attn", self.layer)
@@ -165,10 +167,15 @@ class _Block:
             self._get("attn_in") if shared else None if between is None else self._apply("mlp_norm", between)
         )
         self._expect("the norm before the MLP reads the stream", reads, mlp_in)
+        self._divides("mlp_norm", between, mlp_in)
         linear = self._made(mlp_in, "in")
         gate = self._made(mlp_in, "gate")
         self._expect("mlp_in W + b = mlp_pre", linear if gate is None else gate, pre)
-        if pre is not None and post is not None and (activation := _activation(self.anatomy)) is not None:
+        if (
+            pre is not None
+            and post is not None
+            and (activation := activation_of(self.anatomy.module.config)) is not None
+        ):
             active = activation(pre.float())
             assert linear is not None
             self._expect(
@@ -180,6 +187,13 @@ class _Block:
             self._expect(
                 "mlp_post W_out + b_out make mlp_out", self._apply(adds, written), self._get("mlp_out")
             )
+
+    def _divides(self, role: str, given: Tensor | None, made: Tensor | None) -> None:
+        """The norm's scale is what the norm divides by."""
+        module, scale = self.anatomy.role(role, self.layer), self._get(f"{role}_scale")
+        if module is not None and given is not None and scale is not None:
+            norm = read_norm(module, given.shape[-1])
+            self._expect(f"{role}_scale divides", norm.push(given, scale) + norm.bias, made)
 
     def _apply(self, role: str, value: Tensor) -> Tensor:
         """What a module of the block makes of a value; the value itself where there is no such module."""
@@ -203,17 +217,16 @@ class _Block:
         return made if bias is None else made + bias.to(value.device).float().flatten()
 
 
-def _activation(anatomy: Anatomy) -> Callable[[Tensor], Tensor] | None:
-    """The activation that the configuration names, if it names one."""
+def activation_of(config: Any) -> Callable[[Tensor], Tensor] | None:
+    """The activation that the configuration names, if it names one that has nothing to learn."""
     from transformers.activations import ACT2FN
 
-    config: Any = anatomy.module.config
     names = ("hidden_activation", "hidden_act", "activation_function", "dense_act_fn")
     name = next((getattr(config, n) for n in names if isinstance(getattr(config, n, None), str)), None)
     if name not in ACT2FN:
         return None
-    found: Callable[[Tensor], Tensor] = ACT2FN[name]
-    return found
+    found: nn.Module = ACT2FN[name]
+    return None if any(True for _ in found.parameters()) else found
 
 
 def _gap(one: Tensor, two: Tensor) -> float:

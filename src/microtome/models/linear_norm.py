@@ -75,7 +75,7 @@ def read_norm(module: nn.Module | None, d_model: int, device: torch.device | Non
             None, torch.ones(d_model, device=device), torch.zeros(d_model, device=device), False
         )
     known = next(module.parameters(), None)
-    device = device if known is None else known.device
+    device = device if known is None or known.is_meta else known.device
     dtype = _dtype(module)
     probe = torch.full((d_model,), _LARGE, device=device)
     probe[1::2] = -_LARGE

@@ -163,9 +163,10 @@ class HeadResult(Place):
 
 @dataclass(frozen=True)
 class NormScale(Place):
-    """The divisor of a norm: the root of the variance (LayerNorm) or of the mean square (RMSNorm), epsilon included."""
+    """The divisor of a norm: the root of the variance (where it centres) or of the mean square, epsilon included."""
 
     eps: float = 1e-5
+    centred: bool = True
     recomputes = True
 
     def canonical(self, raw: Tensor, call: Call, batch: Batch) -> Tensor:
@@ -173,7 +174,7 @@ class NormScale(Place):
 
     def _scale(self, call: Call, batch: Batch) -> Tensor:
         value = call.input.to(torch.promote_types(call.input.dtype, torch.float32))
-        if isinstance(call.module, nn.LayerNorm):
+        if self.centred:
             value = value - value.mean(dim=-1, keepdim=True)
         scale = (value.pow(2).mean(dim=-1, keepdim=True) + self._eps(call.module)).sqrt()
         return scale.view(batch.rows, -1, 1)
@@ -232,9 +233,9 @@ def place(anatomy: Anatomy, site: Site) -> Place:
         case "resid_mid":
             return _resid_mid(anatomy, site)
         case "attn_norm_scale" | "mlp_norm_scale" | "final_norm_scale":
-            return NormScale(
-                anatomy.need(site.part.removesuffix("_scale"), site), "out", eps=anatomy.norm_eps
-            )
+            role = site.part.removesuffix("_scale")
+            module = anatomy.need(role, site)
+            return NormScale(module, "out", eps=anatomy.norm_eps, centred=anatomy.is_centred(role, layer))
         case "mlp_in":
             return Stream(anatomy.need("mlp" if family.mlp else "mlp_up", site), "in")
         case "mlp_pre" if family.gate_up:
