@@ -115,7 +115,7 @@ def _task(task: TaskAccount) -> Section:
             Section(
                 "The circuit", _circuit_text(r), (circuit_graph(task), *results["node_circuit"].shapes())
             ),
-            Section("What each part does", (_READING,), (_descriptions(r),)),
+            Section("What each part does", (_READING,), (_descriptions(task),)),
             Section("Predictions and outcomes", (_predicted(r),), (_predictions(r),)),
             Section("How true the circuit is", _scores_text(r), results["circuit_scores"].shapes()),
             Section(
@@ -233,7 +233,8 @@ def _part_of(receiver: str, names: list[str]) -> str:
     return name if name in names else ""
 
 
-def _descriptions(r: dict[str, Any]) -> Table:
+def _descriptions(task: TaskAccount) -> Table:
+    r = task.record
     hits: dict[str, list[bool]] = {}
     for one in r["predictions"]:
         hits.setdefault(one["component"], []).append(one["hit"])
@@ -242,7 +243,7 @@ def _descriptions(r: dict[str, Any]) -> Table:
         for name, told in zip(r["nodes"], r["sentences"], strict=True)
     )
     return Table(
-        "A sentence for each part",
+        f"{task.task.name}: a sentence for each part",
         ("part", "what it does, by its measurements", "predictions true"),
         rows,
         caption=f"{r['semantic_length']} words, {r['semantic_bits']} bits compressed; measured on the prompts for "
@@ -352,7 +353,27 @@ def _provenance(account: Account) -> Section:
 
 
 def summary(account: Account) -> list[Shape]:
-    """What a terminal shows: the table, and the sentences of each task."""
-    shapes: list[Shape] = [overview(account)]
-    shapes += [_descriptions(task.record) for task in account.tasks if not task.refused]
-    return shapes
+    """What a terminal shows: the sentences of each task, and one table of them all."""
+    done = [task for task in account.tasks if not task.refused]
+    rows = tuple(
+        (
+            task.task.name,
+            f"{task.record['behaviour']['test']['right']:.0%}",
+            f"{task.record['mathematical_length']} of {task.record['components']}",
+            round(task.record["mathematical_accuracy"], 2),
+            round(task.record["random_circuits"], 2),
+            "{} of {}".format(*task.record["semantic_hits"]),
+            round(task.record["unexplained"], 2),
+        )
+        for task in done
+    )
+    table = Table(
+        f"How {account.model.name} does its tasks",
+        ("task", "right", "parts", "kept", "random", "predicted", "unexplained"),
+        rows,
+        caption=f"On {account.config.held_out} held-out prompts a task. right: answers; parts: heads and MLPs of the "
+        "circuit; kept: share of the behaviour that these keep when everything else is replaced; random: by random "
+        "circuits of that size; predicted: predictions made from the sentences beforehand that came true; unexplained: "
+        "what the circuit does not keep. The report has every number behind these.",
+    )
+    return [*(_descriptions(task) for task in done), table]

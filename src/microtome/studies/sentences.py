@@ -23,8 +23,12 @@ def sentence(measured: Measured, roles: Mapping[str, Sequence[str]]) -> str:
     parts.append(_writes(measured))
     text = "; ".join(part for part in parts if part) + "."
     if found := roles.get(measured.component):
-        text += f" On random text it is a {' and '.join(found)}."
+        text += f" On random text it is {' and '.join(_with_article(role) for role in found)}."
     return text
+
+
+def _with_article(role: str) -> str:
+    return f"{'an' if role[0] in 'aeiou' else 'a'} {role}"
 
 
 def _acts(measured: Measured) -> str:
