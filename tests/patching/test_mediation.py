@@ -33,6 +33,12 @@ def after(model: Model, name: str) -> list[str]:
     return [f"mlp_out.{site.layer}", *later] if below else later
 
 
+@pytest.fixture(scope="module")
+def whole(model: Model, pairs: Pairs) -> method.Result:
+    """All components, noised."""
+    return method.run(model, pairs)
+
+
 @pytest.mark.parametrize("direction", ["noise", "denoise"])
 def test_effects_are_what_their_definitions_say(model: Model, pairs: Pairs, direction: str) -> None:
     found = method.run(model, pairs, method.Config(components=CHOSEN, direction=direction))  # type: ignore[arg-type]
@@ -64,8 +70,8 @@ def test_effects_are_what_their_definitions_say(model: Model, pairs: Pairs, dire
         assert np.abs(total).max() > 1e-3
 
 
-def test_the_parts_add_up(model: Model, pairs: Pairs) -> None:
-    raw = method.run(model, pairs).data["raw"]
+def test_the_parts_add_up(whole: method.Result) -> None:
+    raw = whole.data["raw"]
     parts = raw.sel(effect=["direct", "indirect", "interaction"]).sum("effect")
     assert parts.values == pytest.approx(raw.sel(effect="total").values, abs=1e-12)
 
@@ -80,18 +86,16 @@ def test_no_interaction_on_a_linear_network(
     assert np.abs(bent.sel(effect="interaction").values).max() > 1e-3
 
 
-def test_the_last_mlp_acts_directly_only(model: Model, pairs: Pairs) -> None:
-    raw = (
-        method.run(model, pairs, method.Config(components=("mlp_out.2",)))
-        .data["raw"]
-        .sel(component="mlp_out.2")
-    )
+def test_the_last_mlp_acts_directly_only(whole: method.Result) -> None:
+    raw = whole.data["raw"].sel(component="mlp_out.2")
     assert raw.sel(effect="direct").values == pytest.approx(raw.sel(effect="total").values, abs=EXACT)
     assert np.abs(raw.sel(effect="indirect").values).max() <= EXACT
 
 
-def test_agrees_with_patching_and_with_the_path_to_the_logits(model: Model, pairs: Pairs) -> None:
-    raw = method.run(model, pairs).data["raw"]
+def test_agrees_with_patching_and_with_the_path_to_the_logits(
+    model: Model, pairs: Pairs, whole: method.Result
+) -> None:
+    raw = whole.data["raw"]
     node = activation_patching.run(model, pairs, activation_patching.Config(parts=("z",), direction="noise"))
     edge = path_patching.run(model, pairs).data["effect"].sel(receiver="logits")
     for layer in range(3):

@@ -24,7 +24,7 @@ def gaussian(n: int, seed: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
-    return Reference.fit(gaussian(2000, 1), torch.arange(2000) % 2 == 1)
+    return Reference.fit(gaussian(2000, 1)[::2], gaussian(2000, 1)[1::2])
 
 
 def test_distance_is_mahalanobis_by_the_shrunk_covariance(reference: Reference) -> None:
@@ -54,15 +54,15 @@ def test_unnatural_values_are_marked_where_euclid_sees_nothing(reference: Refere
 
 
 def test_values_that_never_vary(reference: Reference) -> None:
-    still = Reference.fit(torch.ones(10, 3), torch.arange(10) < 5)
+    still = Reference.fit(torch.ones(5, 3), torch.ones(5, 3))
     assert distance(torch.ones(1, 3), still).percentile.tolist() == [0.0]
     assert distance(torch.full((1, 3), 1.001), still).beyond.all()
 
 
-@pytest.mark.parametrize("held", [torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)])
-def test_refuses_nothing_to_fit_or_hold_out(held: torch.Tensor) -> None:
+@pytest.mark.parametrize("sizes", [(0, 4), (4, 0)])
+def test_refuses_nothing_to_fit_or_hold_out(sizes: tuple[int, int]) -> None:
     with pytest.raises(InputError, match="give more prompts"):
-        Reference.fit(torch.randn(4, 2), held)
+        Reference.fit(torch.randn(sizes[0], 2), torch.randn(sizes[1], 2))
 
 
 def test_refuses_another_width(reference: Reference) -> None:
@@ -87,6 +87,16 @@ def test_edits_are_judged_by_what_they_put_in() -> None:
     assert guard.of_edits([Zero(SITE)], {SITE: values}) == 100.0
     assert guard.of_edits([Scale(SITE.at(2), (1, 3), factor=1.5)], {SITE: values}) == 100.0
     assert 20 < guard.of_edits([Scale(SITE.at(2), factor=1.0)], {SITE: values}) < 80
+
+
+def test_the_last_token_is_ranked_among_last_tokens() -> None:
+    """Natural last tokens may lie apart from all others; that alone marks nothing."""
+    values = gaussian(60 * 6, 8).view(60, 6, 8)
+    values[:, -1] = values[:, -1] * 0.5 + 60
+    guard = Natural(({SITE: values},), Batch(60, 6))
+    assert 35 < median(guard.percentiles(values[:, -1:], SITE.at(-1))) < 65
+    assert median(guard.percentiles(values[:, -1:], SITE.at(5))) > 65
+    assert median(guard.percentiles(values[:, -1:] + 100, SITE.at(-1))) == 100
 
 
 def test_the_first_token_is_not_judged() -> None:

@@ -52,7 +52,7 @@ def between(model: Model, sender: str, layer: int, mlp: bool) -> list[str]:
 
 @pytest.mark.parametrize("direction", ["noise", "denoise"])
 def test_edges_to_the_logits(model: Model, pairs: Pairs, direction: str) -> None:
-    found = method.run(model, pairs, method.Config(direction=direction))  # type: ignore[arg-type]
+    found = method.run(model, pairs, method.Config(direction=direction, senders=SENDERS))  # type: ignore[arg-type]
     base, other = (pairs.clean, pairs.corrupt) if direction == "noise" else (pairs.corrupt, pairs.clean)
     still, patched = values(model, base), values(model, other)
     moved = []

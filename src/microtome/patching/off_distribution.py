@@ -49,14 +49,14 @@ class Reference:
     n_fit: int
 
     @staticmethod
-    def fit(values: Float[Tensor, "sample unit"], held_out: Bool[Tensor, " sample"]) -> "Reference":
-        """From natural values, some held out. Raises `InputError` where none is left to fit or to hold out."""
-        if not held_out.any() or held_out.all():
+    def fit(values: Float[Tensor, "sample unit"], held_out: Float[Tensor, "other unit"]) -> "Reference":
+        """From natural values, and from others kept apart. Raises `InputError` where either is empty."""
+        if not len(values) or not len(held_out):
             raise InputError(
-                f"a natural reference needs values to fit and values to hold out, got {int((~held_out).sum())} and "
-                f"{int(held_out.sum())}; give more prompts"
+                f"a natural reference needs values to fit and values to hold out, got {len(values)} and "
+                f"{len(held_out)}; give more prompts"
             )
-        fitted = values[~held_out].double().cpu()
+        fitted = values.double().cpu()
         mean = fitted.mean(dim=0)
         covariance = torch.from_numpy(np.asarray(ledoit_wolf(fitted.numpy())[0]))
         scale = float(covariance.diagonal().mean())
@@ -64,7 +64,7 @@ class Reference:
         covariance = covariance if scale > 0 else torch.eye(len(mean), dtype=torch.float64)
         ridge = _RIDGE * (scale or 1.0) * torch.eye(len(mean), dtype=torch.float64)
         bare = Reference(mean, torch.linalg.cholesky(covariance + ridge), torch.zeros(0), len(fitted))
-        return replace(bare, held_out=_mahalanobis(values[held_out], bare).sort().values)
+        return replace(bare, held_out=_mahalanobis(held_out, bare).sort().values)
 
 
 @dataclass(frozen=True)
@@ -110,22 +110,30 @@ class Natural:
         self._made: dict[tuple[Site, int], Reference] = {}
         real = batch.real(torch.device("cpu"))
         # Of each row all real tokens but the first: see the module's docstring.
-        self._judged = real & (real.cumsum(dim=1) > 1)
+        count = real.cumsum(dim=1)
+        self._judged = real & (count > 1)
+        self._last = self._judged & (count == real.sum(dim=1, keepdim=True))
         order = torch.randperm(batch.rows, generator=torch.Generator().manual_seed(seed))
         self.half = order.argsort() % 2
         self.judges = all(bool(self._judged[self.half == half].any()) for half in (0, 1))
 
     def reference(self, site: Site, half: int) -> Reference:
-        """Of the heads and units of a site, over all positions, for judging rows of this half."""
-        everywhere = replace(site, positions=None)
-        if (everywhere, half) not in self._made:
-            whole = [run[site.whole] for run in self._runs]
-            values = [select.read(everywhere, value, self._batch).cpu()[self._judged] for value in whole]
-            held = (self.half == half)[:, None].expand_as(self._judged)[self._judged]
-            self._made[everywhere, half] = Reference.fit(
-                torch.cat(values).flatten(1), held.repeat(len(values))
+        """Of the heads and units of a site, for judging rows of this half.
+
+        Values at the last token, where the stream is about to be read out, are ranked among held-out ones of last
+        tokens; all others among those of all positions.
+        """
+        key = site if site.positions == (-1,) else replace(site, positions=None)
+        if (key, half) not in self._made:
+            everywhere = replace(site, positions=None)
+            natural = [select.read(everywhere, run[site.whole], self._batch).cpu() for run in self._runs]
+            own = (self.half == half)[:, None]
+            ranked = self._last if key.positions else self._judged
+            self._made[key, half] = Reference.fit(
+                torch.cat([value[self._judged & ~own] for value in natural]).flatten(1),
+                torch.cat([value[ranked & own] for value in natural]).flatten(1),
             )
-        return self._made[everywhere, half]
+        return self._made[key, half]
 
     def percentiles(self, values: Tensor, site: Site, rows: Sequence[int] | None = None) -> list[float]:
         """Of values `[row, position, …]` at a site; tokens that are not judged are left out."""
