@@ -22,7 +22,9 @@ COLUMNS = 9
 WINDOW = 4
 
 _SPECIAL: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-_OLD: dict[str, Any] = {"vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 32, "n_layer": 3, "n_head": 4}
+_OLD: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48,
+}  # fmt: skip
 _FULL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "max_position_embeddings": 32,

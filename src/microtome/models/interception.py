@@ -168,7 +168,7 @@ class Interception:
         if new is not value:
             found.store(new, call, batch)
             raw = found.raw(call)
-            value = new if rebuilds else found.canonical(raw, call, batch)
+            value = new
         if gradients:
             if not rebuilds and found.side == "in" and not found.in_place:
                 raw = call.input = _apart(raw)
@@ -270,6 +270,7 @@ class _Watcher:
         """The pattern must explain what the kernel returned, on real tokens."""
         batch = self._owner.batch_of(self._site("z"))
         real = batch.real(mixed.device)[:, -mixed.shape[1] :]
+        mixed, kernel = mixed.detach(), kernel.detach()
         gap = (mixed.float() - kernel.float()).abs().amax(dim=tuple(range(2, mixed.dim())))
         scale = float(kernel.float().abs().max().clamp_min(1.0))
         allowed = scale * max(1e-4, 16 * torch.finfo(kernel.dtype).eps)

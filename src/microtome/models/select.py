@@ -21,25 +21,41 @@ def _turned(site: Site, value: Tensor) -> Tensor:
     return value.transpose(1, 2) if site.part in ("scores", "pattern") else value
 
 
-def _tail(site: Site, value: Tensor, first_axis: int) -> Tensor:
-    """Select heads and units of a value whose position axis is already done. Keeps every axis."""
-    if site.heads is not None:
-        count = value.shape[first_axis]
-        _in_range(site, "head", site.heads, count)
-        value = value.index_select(
-            first_axis, torch.tensor([h % count for h in site.heads], device=value.device)
+def _heads(site: Site, value: Tensor) -> Tensor | None:
+    """Indices of the selected heads, `None` for all."""
+    if site.heads is None:
+        return None
+    return _indices(site, "head", site.heads, value.shape[2], value.device)
+
+
+def _units(site: Site, value: Tensor, batch: Batch, rows: Sequence[int]) -> Tensor | None:
+    """Indices of the selected units, `None` for all. Keys count real tokens, as positions do."""
+    count = value.shape[-1]
+    if site.units is None:
+        return None
+    if site.part not in ("scores", "pattern"):
+        return _indices(site, "unit", site.units, count, value.device)
+    columns = batch.columns(site.units, rows)
+    if any(row != columns[0] for row in columns):
+        raise SiteError(
+            f"{site}: rows are padded differently, so a key stands in another column of each; read {site.whole} whole, "
+            "or give one edit for each row"
         )
-    if site.units is not None:
-        count = value.shape[-1]
-        _in_range(site, "unit", site.units, count)
-        value = value.index_select(-1, torch.tensor([u % count for u in site.units], device=value.device))
-    return value
+    held = [column - (batch.end - count) for column in columns[0]]
+    return _indices(site, "key", held, count, value.device)
 
 
-def _in_range(site: Site, what: str, chosen: Sequence[int], count: int) -> None:
+def _indices(site: Site, what: str, chosen: Sequence[int], count: int, device: torch.device) -> Tensor:
     for index in chosen:
         if not -count <= index < count:
             raise SiteError(f"{site}: {what} {index} is out of range; there are {count} (0 … {count - 1})")
+    return torch.tensor([index % count for index in chosen], device=device)
+
+
+def _tail(value: Tensor, heads: Tensor | None, units: Tensor | None) -> Tensor:
+    """Select heads and units. Keeps every axis."""
+    value = value if heads is None else value.index_select(2, heads)
+    return value if units is None else value.index_select(-1, units)
 
 
 def read(site: Site, value: Tensor, batch: Batch) -> Tensor:
@@ -61,7 +77,8 @@ def read(site: Site, value: Tensor, batch: Batch) -> Tensor:
             column = torch.tensor(columns, device=value.device) - offset
             row = torch.arange(len(columns), device=value.device)[:, None]
             turned = turned[row, column]
-    return _turned(site, _tail(site, turned, 2))
+    heads, units = _heads(site, turned), _units(site, turned, batch, range(turned.shape[0]))
+    return _turned(site, _tail(turned, heads, units))
 
 
 def write(edit: Edit, value: Tensor, batch: Batch) -> Tensor:
@@ -70,6 +87,8 @@ def write(edit: Edit, value: Tensor, batch: Batch) -> Tensor:
     Rows and columns that this pass does not hold are skipped: they were done before, or come later.
     """
     site = edit.site
+    if edit.rows is not None and not edit.rows:
+        return value
     turned = _turned(site, value)
     rows = list(range(turned.shape[0])) if edit.rows is None else list(edit.rows)
     if edit.rows is not None and any(not 0 <= r < turned.shape[0] for r in rows):
@@ -82,7 +101,8 @@ def write(edit: Edit, value: Tensor, batch: Batch) -> Tensor:
             edit, rows = edit.moved(held, held), held
     index = _index(site, rows, edit.rows is None, turned, batch)
     chosen = turned[index]
-    part = _turned(site, _tail(site, chosen, 2))
+    heads, units = _heads(site, turned), _units(site, turned, batch, rows)
+    part = _turned(site, _tail(chosen, heads, units))
     new = edit.apply(part)
     if new.shape != part.shape:
         raise EditError(
@@ -90,8 +110,8 @@ def write(edit: Edit, value: Tensor, batch: Batch) -> Tensor:
             "an edit must keep the shape"
         )
     new = _turned(site, new.to(value.dtype))
-    if site.heads is not None or site.units is not None:
-        new = _put_tail(site, chosen, new)
+    if heads is not None or units is not None:
+        new = _put_tail(chosen, new, heads, units)
     if all(isinstance(i, slice) and i == slice(None) for i in index):
         return _turned(site, new)
     result = turned.clone()
@@ -128,18 +148,9 @@ def _index(site: Site, rows: list[int], all_rows: bool, turned: Tensor, batch: B
     return (torch.tensor(rows, device=device)[:, None], columns - (batch.end - turned.shape[1]))
 
 
-def _put_tail(site: Site, chosen: Tensor, new: Tensor) -> Tensor:
+def _put_tail(chosen: Tensor, new: Tensor, heads: Tensor | None, units: Tensor | None) -> Tensor:
     """Put edited heads and units back into all heads and units."""
-    result = chosen.clone()
-    heads = slice(None) if site.heads is None else torch.tensor(site.heads, device=chosen.device)
-    units = slice(None) if site.units is None else torch.tensor(site.units, device=chosen.device)
-    if site.heads is not None and site.units is not None:
-        assert isinstance(heads, Tensor)
-        block = result[:, :, heads]
-        block[..., units] = new
-        result[:, :, heads] = block
-    elif site.heads is not None:
-        result[:, :, heads] = new
-    else:
-        result[..., units] = new
-    return result
+    if units is not None:
+        block = chosen if heads is None else chosen.index_select(2, heads)
+        new = block.index_copy(-1, units, new)
+    return new if heads is None else chosen.index_copy(2, heads, new)
