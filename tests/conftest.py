@@ -84,21 +84,22 @@ Offer = Callable[..., None]
 
 
 @pytest.fixture
-def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Offer:
+def offer(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Offer:
     """Installs a package for one test, as `pip` would: `offer("methods", name="module")`, with its source if new.
 
     Entry points are read from the metadata of what is installed, so a folder of metadata on the path is enough.
     """
-    monkeypatch.syspath_prepend(str(tmp_path))
+    site = tmp_path_factory.mktemp("site")
+    monkeypatch.syspath_prepend(str(site))
 
     def install(kind: str, source: str | None = None, package: str = "stranger", **points: str) -> None:
-        metadata = tmp_path / f"{package}-1.0.dist-info"
+        metadata = site / f"{package}-1.0.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
         lines = [f"{name} = {value}" for name, value in points.items()]
         (metadata / "entry_points.txt").write_text("\n".join([f"[microtome.{kind}]", *lines]))
         for module in points.values() if source is not None else ():
-            (tmp_path / f"{module}.py").write_text(source)
+            (site / f"{module}.py").write_text(source)
             monkeypatch.delitem(sys.modules, module, raising=False)
         importlib.invalidate_caches()
 

@@ -28,7 +28,10 @@ def test_a_literal_card_is_read_without_importing(offer: Callable[..., None]) ->
     assert "read_only_here" not in sys.modules
 
 
-def test_parents_are_not_imported(offer: Callable[..., None], tmp_path: Path) -> None:
+def test_parents_are_not_imported(
+    offer: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
     package = tmp_path / "loud_package"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")

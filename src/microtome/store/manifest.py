@@ -25,7 +25,7 @@ _STAGE: Final = {"file": str, "sha256": str, "seconds": float, "cost": dict, "da
 _ANEW: Final = "give another folder (--out), or begin anew (--fresh sets this one aside)"
 
 
-def new(identity: dict[str, Any]) -> dict[str, Any]:
+def new(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a study of which nothing is done."""
     head = {"format": _FORMAT, "version": _VERSION, "identity": identity, "created": now()}
     return head | {"versions": [], "stages": {}}
@@ -33,13 +33,12 @@ def new(identity: dict[str, Any]) -> dict[str, Any]:
 
 def read(folder: Path) -> dict[str, Any]:
     """The manifest in `folder`. Raises `StoreError` where it is damaged, foreign or of a later format."""
+    refuse_foreign(folder)
     file = folder / MANIFEST
     try:
         manifest = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise _damaged(file, error) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise StoreError(f"{file} is not the manifest of a study; {UNTOUCHED}. Give another folder (--out)")
     if manifest.get("version") != _VERSION:
         raise StoreError(
             f"{file} has format version {manifest.get('version')}, this microtome reads {_VERSION}; {UNTOUCHED}. "
@@ -55,12 +54,24 @@ def read(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Raise `StoreError` where the file of that name is somebody else's; a damaged one passes here."""
+    try:
+        told = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return
+    if not isinstance(told, dict) or told.get("format") != _FORMAT:
+        raise StoreError(
+            f"{folder / MANIFEST} is not the manifest of a study; {UNTOUCHED}. Give another folder (--out)"
+        )
+
+
 def cost(done: Mapping[str, Any]) -> Cost:
     """What a stage cost, from its entry."""
     return Cost(**{**done["cost"], "notes": tuple(done["cost"]["notes"])})
 
 
-def refuse_other(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+def refuse_other(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raise `StoreError` naming every part in which the identity there is not the one given here."""
     if found := _differences(there, here):
         raise StoreError(f"{folder} holds another study: {'; '.join(found)}; {UNTOUCHED}. To go on, {_ANEW}")

@@ -121,7 +121,7 @@ class StudyFolder:
     @cached_property
     def ledger(self) -> Ledger:
         """Claims, predictions and evidence of this study. Raises `StoreError` where the file was altered."""
-        return Ledger(self.path / LEDGER)
+        return Ledger(self.path)
 
     def has(self, name: str) -> bool:
         """Whether a stage is done, or a text written, and its file still there."""
@@ -142,7 +142,7 @@ class StudyFolder:
             self._mark_done(name, file, recorder.cost().seconds, recorder.cost())
         return json.loads(self._content(name))
 
-    def result(self, name: str, make: Callable[[], "Result"]) -> Any:
+    def result(self, name: str, make: Callable[[], "Result"]) -> "Result":
         """The `Result` that `make` returns, of the class that its method has; made once, then loaded.
 
         Raises as `stage` does, and `StoreError` where the method that made it is not installed.
@@ -231,8 +231,10 @@ class StudyFolder:
 def _refuse_foreign(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; give a folder for the study")
-    if not path.exists() or (path / MANIFEST).exists():
+    if not path.exists():
         return
+    if (path / MANIFEST).exists():
+        return manifests.refuse_foreign(path)
     foreign = sorted(p.name for p in path.iterdir() if p.name != LOCK and not PARTIAL.fullmatch(p.name))
     if foreign:
         shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
