@@ -2,8 +2,8 @@
 
 Each edit names a site (with its heads, units and positions) and the rows of the batch it applies to; the model
 takes the selected values in the layout of the part (`[row, position, …]`; scores and patterns `[row, head, query,
-key]`), calls `apply`, and puts the answer back. Several edits at one site
-apply in the order given. A read at an edited site sees the edited value.
+key]`), calls `apply`, and puts the answer back. Several edits at one site apply in the order given. A read at an
+edited site sees the edited value.
 """
 
 import json
@@ -231,7 +231,7 @@ def load(path: str | Path) -> list[Edit]:
                 held = {k[len(prefix) :]: file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
                 edits.append(cls(site, None if rows is None else tuple(rows), **record, **held))
             return edits
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{path} is not a file of edits ({error}); write one with microtome.edits.save"
         ) from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from microtome.core.errors import FamilyError
+from microtome.core.errors import FamilyError, SiteError
 from microtome.core.site import Site
 from microtome.core.weight import Weight
 from microtome.models.anatomy import Anatomy
@@ -47,17 +47,44 @@ def check_map(model: "Model", *, thorough: bool = False, columns: int = 6) -> li
 
     Raises `FamilyError` naming the identity that fails, by how much, and what to do.
     """
-    found = identities(model, thorough=thorough, columns=columns)
+    for anatomy in model.anatomies.values():
+        _check_paths(anatomy)
+    try:
+        found = identities(model, thorough=thorough, columns=columns)
+    except (RuntimeError, SiteError) as error:
+        raise FamilyError(
+            f"the map {model.anatomy.family.name!r} does not fit this {type(model.module).__name__}: {error}. {_ADVICE}"
+        ) from error
     broken = [identity for identity in found if not identity.holds]
     if broken:
         worst = max(broken, key=lambda identity: identity.error / max(identity.allowed, 1e-30))
         where = "" if worst.layer is None else f" in layer {worst.layer}"
         raise FamilyError(
             f"the map {model.anatomy.family.name!r} is not true of this {type(model.module).__name__}: "
-            f"{worst.name}{where} is off by {worst.error:.1e} (allowed {worst.allowed:.0e}). Give a map that fits, "
-            "load(module, family=Family(...)), or address modules by path, load(module, family=None)"
+            f"{worst.name}{where} is off by {worst.error:.1e} (allowed {worst.allowed:.0e}). {_ADVICE}"
         )
     return found
+
+
+_ADVICE = "Give a map that fits, load(module, family=Family(...)), or use module paths, load(module, family=None)"
+_OUTSIDE = ("embed", "pos_embed", "final_norm")
+_INSIDE = (
+    *("attn", "o", "q", "k", "v", "qkv", "attn_norm", "attn_adds", "mid", "cross"),
+    *("mlp", "mlp_norm", "mlp_up", "mlp_gate", "gate_up", "mlp_down", "mlp_adds", "router"),
+)
+
+
+def _check_paths(anatomy: Anatomy) -> None:
+    """Every path of the map leads to a module, in every block."""
+    places = [(role, None) for role in _OUTSIDE]
+    places += [(role, layer) for role in _INSIDE for layer in range(len(anatomy.blocks))]  # type: ignore[misc]
+    for role, layer in places:
+        path = getattr(anatomy.family, role)
+        if path and anatomy.role(role, layer) is None:
+            where = "the model" if layer is None else f"block {layer}"
+            raise FamilyError(
+                f"the map {anatomy.family.name!r} expects {role} at {path!r}, where {where} has no module. {_ADVICE}"
+            )
 
 
 @torch.no_grad()

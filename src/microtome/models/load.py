@@ -52,7 +52,11 @@ def load(
         if tokenizer is None:
             tokenizer = _tokenizer(source, revision)
     if isinstance(tokenizer, (str, Path)):
-        tokenizer = _tokenizer(str(tokenizer), None)
+        named, tokenizer = str(tokenizer), _tokenizer(str(tokenizer), None)
+        if tokenizer is None:
+            raise StoreError(
+                f"no tokenizer could be loaded from {named}; give a folder or hub name that has one"
+            )
     _check_weights(module)
     found = Model(module, _anatomies(module, family), tokenizer, name)
     if check and found.anatomies:
