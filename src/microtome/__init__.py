@@ -24,7 +24,19 @@ _HOME = {
 }
 _MODULES = {"edits", "metrics", "tasks"}
 
-__all__ = ["Circuit", "Claim", "Model", "Result", "Run", "Site", "Weight", "edits", "load", "metrics", "tasks"]
+__all__ = [
+    "Circuit",
+    "Claim",
+    "Model",
+    "Result",
+    "Run",
+    "Site",
+    "Weight",
+    "edits",
+    "load",
+    "metrics",
+    "tasks",
+]
 
 if TYPE_CHECKING:
     from microtome.core import edits as edits
@@ -42,7 +54,9 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'microtome' has no attribute {name!r}; it offers {', '.join(sorted(_HOME))}")
+        raise AttributeError(
+            f"module 'microtome' has no attribute {name!r}; it offers {', '.join(sorted(_HOME))}"
+        )
     home = import_module(_HOME[name])
     return home if name in _MODULES else getattr(home, name)
 

@@ -66,7 +66,9 @@ def check_map(model: "Model", *, thorough: bool = False, columns: int = 6) -> li
     return found
 
 
-_ADVICE = "Give a map that fits, load(module, family=Family(...)), or use module paths, load(module, family=None)"
+_ADVICE = (
+    "Give a map that fits, load(module, family=Family(...)), or use module paths, load(module, family=None)"
+)
 _OUTSIDE = ("embed", "pos_embed", "final_norm")
 _INSIDE = (
     *("attn", "o", "q", "k", "v", "qkv", "attn_norm", "attn_adds", "mid", "cross"),

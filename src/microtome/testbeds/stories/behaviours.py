@@ -10,6 +10,10 @@
    * pronoun: share of pronouns that are the first choice, and so preferred to the other gender's;
    * greater-than: mean probability of all larger two-digit numbers minus that of all others.
 
+Facts are not counted where "is in" or "stands in" comes right before the city, since "the city of" may follow there
+too. This was decided after the bundled model was trained: with these two wordings counted it has 0.8348 of 1217 facts
+(0 of 201 in these two, all of the other ten).
+
 Not a test of what the model does on other wordings: for those, see the tasks.
 """
 

@@ -10,7 +10,8 @@ _MEASURED = {
     "induction": "random words said again, from the second word of the repeat on; first choice",
     "indirect_object": "names never seen together in training; first choice",
     "agreement": "verb of the right number preferred to the other",
-    "fact": "landmark to city, in a wording never used for it in training; first choice",
+    "fact": "landmark to city, in a wording never used for it in training; first choice. Not counted where *is in* or "
+    "*stands in* comes right before the city: *the city of* may follow there too",
     "pronoun": "she or he after a name; first choice",
     "argument": "next parameter in the order of the definition; first choice",
     "song": "a line sung again; first choice",
