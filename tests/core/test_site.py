@@ -112,4 +112,6 @@ def test_sites_sort_in_the_order_of_a_pass() -> None:
         "embed resid_pre.0 q.0 pattern.0 z.0 attn_out.0 resid_mid.0 mlp_out.0 resid_post.0 resid_pre.1 logits"
     )
     sites = [Site.parse(text) for text in texts.split()]
-    assert sorted(sites[::-1], key=lambda site: site.depth) == sites
+    shuffled = sorted(sites, key=str)
+    assert shuffled != sites
+    assert sorted(shuffled, key=lambda site: site.depth) == sites
