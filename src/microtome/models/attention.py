@@ -253,7 +253,7 @@ def _bloom(anatomy: Anatomy, module: nn.Module, found: Watch) -> Iterator[None]:
         )
         weights = watcher.see("pattern", layer, compute.pattern(watcher.see("scores", layer, given)))
         if watcher.replaces_pattern:
-            return (weights.to(kernel.dtype),)
+            return (weights.to(kernel.dtype).contiguous(),)
         watcher.check(layer, weights.transpose(1, 2), kernel.transpose(1, 2))
         return None
 
