@@ -34,3 +34,7 @@ class StoreError(MicrotomeError):
 
 class PluginError(MicrotomeError):
     """An entry point that does not keep its contract, or a name nobody registered."""
+
+
+class TruthError(MicrotomeError):
+    """A model that does not do what an answer key says of it, and so cannot serve as truth."""

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from microtome.core import plugins
+from microtome.core.answers import Answer
 from microtome.core.config import Config
 from microtome.core.cost import Cost
 from microtome.core.errors import InputError, PluginError, StoreError
@@ -71,6 +72,10 @@ class Result(ABC):
     @abstractmethod
     def shapes(self) -> tuple[Shape, ...]:
         """The result as drawable shapes, most telling first."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        """What this result claims, in the forms that an answer key can check; nothing unless a method says so."""
+        return ()
 
     def describe(self) -> str:
         """One paragraph: the method and what its answer covers, sizes, origin, cost and every caveat."""
