@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from microtome.core.circuit import Circuit
 from microtome.core.errors import InputError, NotFiniteError
-from microtome.core.site import Site, as_site
+from microtome.core.site import Site
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,6 @@ class Directions:
     variable: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "site", as_site(self.site))
         if self.directions.ndim != 2:
             raise InputError(
                 f"directions at {self.site} have shape {self.directions.shape}, expected [direction, d]"

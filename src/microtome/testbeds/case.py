@@ -22,7 +22,7 @@ from torch import Tensor
 from microtome.core.card import Needs
 from microtome.core.circuit import Circuit
 from microtome.core.errors import InputError, TruthError
-from microtome.core.site import Site, as_site
+from microtome.core.site import Site
 from microtome.data.pairs import Pairs
 from microtome.models.model import Model
 from microtome.models.random_twin import random_twin
@@ -83,7 +83,6 @@ class Variable:
     writer: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "site", as_site(self.site))
         if self.values and len(self.values) != len(self.directions):
             raise InputError(
                 f"{self.name} has {len(self.values)} values and {len(self.directions)} directions; one a value"
