@@ -58,7 +58,9 @@ class Directions:
     """Directions `[direction, d]` found at a site. variable: what they are said to stand for; empty: not said."""
 
     site: Site
-    directions: Float[NDArray[np.floating], "direction d"]
+    directions: Float[
+        NDArray[np.floating], "..."
+    ]  # [direction, d]: the error below says so in the user's words
     variable: str = ""
 
     def __post_init__(self) -> None:
