@@ -14,7 +14,7 @@ from microtome.core.errors import SiteError
 from microtome.core.site import Site
 from microtome.models.anatomy import Anatomy, submodule
 from microtome.models.batch import Batch
-from microtome.models.weights import output_by_head, parameter
+from microtome.models.weights import by_head, output_by_head, parameter
 
 
 class Call:
@@ -129,6 +129,25 @@ class Heads(Place):
 
 
 @dataclass(frozen=True)
+class Projected(Place):
+    """Queries, keys or values as projected: `[batch, position, head, d_head]` within what the projector computes."""
+
+    anatomy: Anatomy | None = None
+    name: str = "Q"
+
+    def canonical(self, raw: Tensor, call: Call, batch: Batch) -> Tensor:
+        assert self.anatomy is not None
+        return by_head(self.anatomy, raw.view(batch.rows, -1, raw.shape[-1]), self.name)
+
+    def laid_out(self, value: Tensor, raw: Tensor) -> Tensor:
+        assert self.anatomy is not None
+        new = raw.clone()
+        part = by_head(self.anatomy, new, self.name)
+        part.copy_(value.view(part.shape))
+        return new
+
+
+@dataclass(frozen=True)
 class Half(Place):
     """The first half of a fused projection: the gate."""
 
@@ -223,6 +242,10 @@ def place(anatomy: Anatomy, site: Site) -> Place:
             return Stream(block, "out")
         case "attn_in":
             return Stream(anatomy.need("attn", site), "in")
+        case "q_proj" | "k_proj" | "v_proj":
+            name = site.part[0]
+            module = anatomy.need("qkv" if family.qkv else name, site)
+            return Projected(module, "out", anatomy=anatomy, name=name.upper())
         case "z":
             return Heads(anatomy.need("o", site), "in", heads=anatomy.sizes["n_heads"])
         case "result":

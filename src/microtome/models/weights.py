@@ -4,6 +4,7 @@ Linear layers keep `[out, in]`, GPT-2's keep `[in, out]`; projections may be fus
 Nothing is copied where a view will do, nothing is rewritten, and norms are not folded in.
 """
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from microtome.core.errors import SiteError
@@ -66,25 +67,28 @@ def _neurons(anatomy: Anatomy, kind: str, name: str, layer: int | None) -> Tenso
 
 
 def _projection(anatomy: Anatomy, kind: str, name: str, layer: int | None) -> Tensor | None:
+    module = projector(anatomy, name, layer)
+    found = _oriented(module) if kind == "W" else parameter(module, "bias")
+    return None if found is None else by_head(anatomy, found, name).movedim(-2, 0)
+
+
+def projector(anatomy: Anatomy, name: str, layer: int | None) -> nn.Module | None:
+    """The module that computes queries (`"Q"`), keys or values of a layer, alone or together with the others."""
+    return anatomy.role("qkv", layer) or anatomy.role(name.lower(), layer)
+
+
+def by_head(
+    anatomy: Anatomy, flat: Float[Tensor, "*batch wide"], name: str
+) -> Float[Tensor, "*batch head d_head"]:
+    """A view of the queries (`"Q"`), keys or values in what their projector computes, or in its weight or bias."""
     sizes = anatomy.sizes
-    heads = sizes["n_heads"] if name == "Q" else sizes["n_kv_heads"]
-    d_head = sizes["d_head"]
-    if fused := anatomy.role("qkv", layer):
-        flat = _oriented(fused) if kind == "W" else parameter(fused, "bias")
-        if flat is None:
-            return None
-        if anatomy.family.interleaved:
-            split = flat.unflatten(-1, (sizes["n_heads"], 3, d_head))[..., "QKV".index(name), :]
-        else:
-            widths = [sizes["n_heads"] * d_head, sizes["n_kv_heads"] * d_head, sizes["n_kv_heads"] * d_head]
-            split = flat.split(widths, dim=-1)["QKV".index(name)].unflatten(-1, (heads, d_head))
-    else:
-        module = anatomy.role(name.lower(), layer)
-        found = _oriented(module) if kind == "W" else parameter(module, "bias")
-        if found is None:
-            return None
-        split = found.unflatten(-1, (heads, d_head))
-    return split.movedim(-2, 0)
+    heads, kv_heads, d_head = sizes["n_heads"], sizes["n_kv_heads"], sizes["d_head"]
+    if not anatomy.family.qkv:
+        return flat.unflatten(-1, (heads if name == "Q" else kv_heads, d_head))
+    if anatomy.family.interleaved:
+        return flat.unflatten(-1, (heads, 3, d_head))[..., "QKV".index(name), :]
+    split = flat.split([heads * d_head, kv_heads * d_head, kv_heads * d_head], dim=-1)
+    return split["QKV".index(name)].unflatten(-1, (-1, d_head))
 
 
 def _by_head(flat: Tensor | None, anatomy: Anatomy) -> Tensor | None:
