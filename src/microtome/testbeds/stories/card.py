@@ -27,7 +27,8 @@ def model_card(log: dict[str, Any]) -> str:
         f"{f'{_REQUIRED[name]:.2f}' if name in _REQUIRED else ''} | {score['count']} | {_MEASURED[name]} |"
         for name, score in held_out["behaviours"].items()
     )
-    options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
+    options = " ".join(_option(name.replace("_", "-"), value) for name, value in settings.items())
+    make = "GPT2LMHeadModel" if settings.get("mlp", True) else "microtome.models.transformer.Transformer"
     twin = log.get("twin")
     beside = (
         f"A twin {twin['width'] / settings['width']:g} times as wide, trained by the same command, reaches "
@@ -43,7 +44,7 @@ pipeline_tag: text-generation
 
 # A small language model of simple stories
 
-An ordinary `GPT2LMHeadModel` with {log["parameters"]:,} parameters ({settings["layers"]} layers,
+An ordinary `{make}` with {log["parameters"]:,} parameters ({settings["layers"]} layers,
 {settings["heads"]} heads, context 128, tied embeddings), trained from scratch on stories that
 `microtome.testbeds.stories` generates. The variables that made each token of its text are known, so it is a place
 where right answers are known; the tasks of `microtome.data` are within its language.
@@ -83,3 +84,9 @@ On {held_out["documents"]} held-out stories, loss {held_out["loss"]:.4f} nats pe
 It knows {log["vocabulary"]} tokens and the sentences of its generator, nothing of the world beside them. That a
 name is followed by *she* or *he* is a rule of these stories, not a statement about people. Do not use it to write.
 """
+
+
+def _option(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"

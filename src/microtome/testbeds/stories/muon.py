@@ -35,13 +35,14 @@ class Muon(Optimizer):
     """Muon for ``[in, out]`` matrices.
 
     Args:
-        groups: parameter groups; ``parts`` says of how many matrices side by side each parameter consists.
+        groups: parameter groups; ``parts`` says of how many matrices side by side each parameter consists,
+            ``transposed`` that they are ``[out, in]``.
         lr: learning rate, the length of a step in spectral norm.
         weight_decay: share of the weights lost in each step of rate 1.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float) -> None:
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "parts": 1})
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "parts": 1, "transposed": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -54,9 +55,11 @@ class Muon(Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].mul_(_MOMENTUM).add_(parameter.grad)
                 ahead = parameter.grad + _MOMENTUM * momentum
+                ahead = ahead.T if group["transposed"] else ahead
                 steps = [
                     orthogonalised(part) * max(1.0, part.shape[1] / part.shape[0]) ** 0.5
                     for part in ahead.chunk(group["parts"], dim=1)
                 ]
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(torch.cat(steps, dim=1), alpha=-group["lr"])
+                step = torch.cat(steps, dim=1)
+                parameter.add_(step.T if group["transposed"] else step, alpha=-group["lr"])

@@ -1,7 +1,6 @@
 """How is the bundled model trained, and can anybody train it again?
 
-1. An ordinary `GPT2LMHeadModel` is initialised from the seed, its positions as sinusoids, from which attention to
-   the token before is soon learnt.
+1. The network that the settings describe is initialised from their seed.
 2. Step ``n`` takes the ``n``-th batch of training documents, a pure function of the seed: Muon for the matrices of
    the blocks, AdamW for the rest, both under a warm-up and a cosine.
 3. Every `save_every` steps weights, optimizer state and losses go to ``resume.safetensors``, replaced in one
@@ -11,7 +10,8 @@
    ``training.json``: the settings, versions, loss curve, and the behaviours on held-out stories.
 
 ``python -m microtome.testbeds.stories.train --out DIR --seed 0`` trains the bundled model; ``--width 2`` its
-twin, twice as wide; ``--twin DIR`` writes a finished twin's loss beside the model's own.
+twin, twice as wide; ``--twin DIR`` writes a finished twin's loss beside the model's own; ``--member NAME`` any other
+member of the `family`.
 """
 
 import argparse
@@ -27,72 +27,24 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from jaxtyping import Float
-from pydantic import Field
 from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import PreTrainedModel
 
-from microtome.core.config import Config
 from microtome.core.errors import StoreError
+from microtome.testbeds.stories import family
 from microtome.testbeds.stories.behaviours import measure
 from microtome.testbeds.stories.card import model_card
 from microtome.testbeds.stories.corpus import CONTEXT, documents
-from microtome.testbeds.stories.grammar import BOS, PAD, VOCABULARY
-from microtome.testbeds.stories.muon import Muon
+from microtome.testbeds.stories.grammar import VOCABULARY
+from microtome.testbeds.stories.network import Settings, differences, new_model, optimizers
 from microtome.testbeds.stories.tokenizer import build
 
 HELD_OUT_DOCUMENTS = 2000
 _CURVE_POINT = 50
-
-
-class Settings(Config):
-    """Everything that the trained weights depend on."""
-
-    seed: int = Field(0, description="seeds the weights and the stories")
-    width: float = Field(1.0, gt=0, description="multiplies the hidden size; 2 makes the twin")
-    hidden: int = Field(96, gt=0, description="hidden size at width 1")
-    layers: int = Field(4, gt=0, description="blocks")
-    heads: int = Field(4, gt=0, description="attention heads in each block")
-    steps: int = Field(8000, gt=0, description="optimizer steps")
-    batch: int = Field(16, gt=0, description="documents of 128 tokens in a step")
-    matrix_rate: float = Field(0.02, gt=0, description="highest learning rate of Muon")
-    rate: float = Field(3e-3, gt=0, description="highest learning rate of AdamW")
-    warmup: int = Field(50, ge=0, description="steps over which the learning rates rise")
-    weight_decay: float = Field(0.05, ge=0, description="Muon's decay of matrices")
-
-
-def new_model(settings: Settings) -> GPT2LMHeadModel:
-    """The untrained model of these settings, initialised from their seed."""
-    width = round(settings.hidden * settings.width)
-    config = GPT2Config(
-        vocab_size=len(VOCABULARY),
-        n_positions=CONTEXT,
-        n_embd=width,
-        n_layer=settings.layers,
-        n_head=settings.heads,
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        initializer_range=width**-0.5,
-        bos_token_id=BOS,
-        eos_token_id=BOS,
-        pad_token_id=PAD,
-    )
-    torch.manual_seed(settings.seed)
-    model = GPT2LMHeadModel(config)
-    with torch.no_grad():
-        model.transformer.wpe.weight.copy_(_sinusoids(CONTEXT, width) * (2 / width) ** 0.5)
-    return model
-
-
-def _sinusoids(positions: int, width: int) -> Float[Tensor, "position hidden"]:
-    angles = torch.arange(positions)[:, None] * 1000.0 ** -(torch.arange(0, width, 2) / width)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
 
 
 def checkpoint_steps(steps: int, count: int = 12) -> list[int]:
@@ -101,7 +53,13 @@ def checkpoint_steps(steps: int, count: int = 12) -> list[int]:
     return sorted({round(first * (steps / first) ** (i / (count - 1))) for i in range(count)})
 
 
-def train(out: Path, settings: Settings, save_every: int = 250, stop_after: int | None = None) -> None:
+def train(
+    out: Path,
+    settings: Settings,
+    save_every: int = 250,
+    stop_after: int | None = None,
+    checkpoints: int = 12,
+) -> None:
     """Trains into ``out``, or goes on with what stands there; a finished folder is left as it is.
 
     Args:
@@ -109,6 +67,7 @@ def train(out: Path, settings: Settings, save_every: int = 250, stop_after: int 
         settings: what to train.
         save_every: steps between two states from which a stopped run goes on.
         stop_after: stop once this many steps are done in all, leaving a run to be resumed.
+        checkpoints: how many to keep, log-spaced.
 
     Raises:
         StoreError: if ``out`` holds a run with other settings, or an unreadable state.
@@ -119,10 +78,10 @@ def train(out: Path, settings: Settings, save_every: int = 250, stop_after: int 
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = new_model(settings).to(device).train()
-    optimizers = _optimizers(model, settings)
-    schedule = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
-    losses = _resume(out / "resume.safetensors", settings, model, optimizers)
-    kept = checkpoint_steps(settings.steps)
+    steppers = optimizers(model, settings)
+    schedule = [(group, group["lr"]) for optimizer in steppers for group in optimizer.param_groups]
+    losses = _resume(out / "resume.safetensors", settings, model, steppers)
+    kept = checkpoint_steps(settings.steps, checkpoints)
     started = time.monotonic()
     for step in track(range(len(losses), min(settings.steps, stop_after or settings.steps)), "training"):
         for group, highest in schedule:
@@ -132,14 +91,14 @@ def train(out: Path, settings: Settings, save_every: int = 250, stop_after: int 
         loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         model.zero_grad()
         loss.backward()
-        for optimizer in optimizers:
+        for optimizer in steppers:
             optimizer.step()
         losses.append(float(loss.detach()))
         if len(losses) in kept:
             halves = {name: tensor.half() for name, tensor in _weights(model).items()}
             save_file(halves, out / "checkpoints" / f"step-{len(losses):06d}.safetensors")
         if len(losses) % save_every == 0:
-            _save_state(out / "resume.safetensors", settings, model, optimizers, losses)
+            _save_state(out / "resume.safetensors", settings, model, steppers, losses)
     if len(losses) == settings.steps:
         _finish(out, settings, model, losses, time.monotonic() - started)
 
@@ -167,22 +126,6 @@ def record_twin(out: Path, twin: Path) -> None:
     _write_log(out, log)
 
 
-def _optimizers(model: GPT2LMHeadModel, settings: Settings) -> tuple[Muon, torch.optim.AdamW]:
-    blocks = list(model.transformer.h.parameters())
-    matrices = [parameter for parameter in blocks if parameter.ndim == 2]
-    fused = [block.attn.c_attn.weight for block in model.transformer.h]
-    chosen = {id(parameter) for parameter in matrices}
-    groups = [
-        {"params": fused, "parts": 3},
-        {"params": [m for m in matrices if all(m is not other for other in fused)], "parts": 1},
-    ]
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-    return (
-        Muon(groups, lr=settings.matrix_rate, weight_decay=settings.weight_decay),
-        torch.optim.AdamW(rest, lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.0),
-    )
-
-
 def _rate_share(step: int, settings: Settings) -> float:
     """The learning rates at a step as a share of their highest."""
     if step < settings.warmup:
@@ -191,7 +134,7 @@ def _rate_share(step: int, settings: Settings) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _weights(model: GPT2LMHeadModel) -> dict[str, Tensor]:
+def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """The parameters by name, the tied unembedding once."""
     return {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
 
@@ -199,7 +142,7 @@ def _weights(model: GPT2LMHeadModel) -> dict[str, Tensor]:
 def _save_state(
     path: Path,
     settings: Settings,
-    model: GPT2LMHeadModel,
+    model: PreTrainedModel,
     optimizers: Sequence[Optimizer],
     losses: list[float],
 ) -> None:
@@ -215,7 +158,7 @@ def _save_state(
 
 
 def _resume(
-    path: Path, settings: Settings, model: GPT2LMHeadModel, optimizers: Sequence[Optimizer]
+    path: Path, settings: Settings, model: PreTrainedModel, optimizers: Sequence[Optimizer]
 ) -> list[float]:
     if not path.exists():
         return []
@@ -241,7 +184,7 @@ def _resume(
 
 
 def _finish(
-    out: Path, settings: Settings, model: GPT2LMHeadModel, losses: list[float], seconds: float
+    out: Path, settings: Settings, model: PreTrainedModel, losses: list[float], seconds: float
 ) -> None:
     model.eval()
     model.save_pretrained(out)
@@ -270,8 +213,7 @@ def _finish(
 
 
 def _refuse_other(saved: dict[str, Any], settings: Settings, folder: Path) -> None:
-    wanted = settings.model_dump()
-    other = [f"{k} {saved.get(k)} instead of {v}" for k, v in wanted.items() if saved.get(k) != v]
+    other = differences(saved, settings)
     if other:
         raise StoreError(
             f"{folder} holds a run with {', '.join(other)}: train into another folder, or with its settings"
@@ -288,21 +230,34 @@ def _write_log(out: Path, log: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """The command line: one option for each of `Settings`, and where to write."""
-    parser = argparse.ArgumentParser(description="Train the bundled model on stories.")
+    """The command line: a member of the family, one option for each of `Settings`, and where to write."""
+    parser = argparse.ArgumentParser(description="Train a model on stories.")
     parser.add_argument("--out", type=Path, required=True, help="the model's folder")
+    parser.add_argument(
+        "--member", choices=family.MEMBERS, default=family.BUNDLED, help="whose settings to take"
+    )
+    parser.add_argument("--checkpoints", type=int, default=12, help="how many to keep, log-spaced")
     parser.add_argument("--twin", type=Path, help="folder of a finished twin, to note its loss")
     parser.add_argument("--threads", type=int, default=1, help="processor threads")
+    parser.add_argument(
+        "--ship", type=int, nargs="*", help="ship the member, with its checkpoints after these steps"
+    )
     for name, field in Settings.model_fields.items():
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, type=type(field.default), default=field.default, help=field.description)
-    arguments = vars(parser.parse_args())
-    out, twin, threads = (arguments.pop(name) for name in ("out", "twin", "threads"))
-    torch.set_num_threads(threads)
+        kind: dict[str, Any] = {"type": type(field.default)}
+        if isinstance(field.default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=field.description, **kind)
+    arguments = parser.parse_args()
+    given = {name: getattr(arguments, name) for name in Settings.model_fields}
+    chosen = family.settings(arguments.member).model_dump()
+    settings = Settings.read(chosen | {name: value for name, value in given.items() if value is not None})
+    torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
-    train(out, Settings.read(arguments))
-    if twin is not None:
-        record_twin(out, twin)
+    train(arguments.out, settings, checkpoints=arguments.checkpoints)
+    if arguments.twin is not None:
+        record_twin(arguments.out, arguments.twin)
+    if arguments.ship is not None:
+        family.ship(arguments.out, arguments.member, settings.seed, arguments.ship)
 
 
 if __name__ == "__main__":
