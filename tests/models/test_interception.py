@@ -284,6 +284,33 @@ def test_gradients_at_a_selection_and_with_an_edit_there() -> None:
     assert vector.grad is None
 
 
+@pytest.mark.parametrize("name", families.FEW)
+def test_an_edit_that_changes_nothing_changes_no_gradient(name: str) -> None:
+    """The last stream too, where the pass ends and the logits are computed from what was kept."""
+    model, ids = families.model(name), families.inputs(name)
+    sites = [
+        site for site in ("z.1", "q_proj.1", "mlp_out.1", "resid_pre.1", "resid_post.2") if model.has(site)
+    ]
+    read = [*sites, *(f"grad:{site}" for site in sites)]
+    plain = model.run(ids, read, metric=Total())
+    same = model.run(ids, read, [Scale(site, factor=1.0) for site in sites], metric=Total())
+    for name in read:
+        assert torch.equal(plain[name], same[name]), name
+    assert plain["grad:resid_post.2"].abs().max() > 0
+
+
+def test_an_edit_may_call_modules_of_the_model() -> None:
+    """They are called for the edit, not for the pass: nothing is read or edited inside."""
+    model, ids = families.model("gpt2"), families.ids()
+    norm = model.anatomy.role("mlp_norm", 1)
+    assert norm is not None
+    edits = [Function("attn_out.1", function=lambda value: norm(value[:, :1]).expand_as(value))]
+    plain = model.run(ids, ["resid_mid.1", "mlp_in.1"], edits)
+    hooked = model.run(ids, ["resid_mid.1", "mlp_norm_scale.1", "mlp_in.1"], edits)
+    assert plain["resid_mid.1"].shape == (*ids.shape, model.sizes["d_model"])
+    assert torch.equal(plain["resid_mid.1"], hooked["resid_mid.1"])
+
+
 def test_a_trained_edit_gets_its_gradient_and_values_keep_the_graph() -> None:
     model = families.model("gpt2")
     vector = torch.zeros(32, requires_grad=True)

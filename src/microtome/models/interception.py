@@ -8,8 +8,8 @@
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Self
 
@@ -173,6 +173,8 @@ class Interception:
             if not rebuilds and found.side == "in" and not found.in_place:
                 raw = call.input = _apart(raw)
             target = value if rebuilds else _differentiable(raw)
+            if not rebuilds:  # what is kept is computed from what the gradient is by
+                value = found.canonical(raw, call, batch)
             convert = _whole if rebuilds else partial(found.gradient, raw=raw, call=call, batch=batch)
             self._targets |= dict.fromkeys(gradients, (target, convert))
         self.keep(whole, value)
@@ -186,8 +188,11 @@ class Interception:
     def edited(self, whole: Site, value: Tensor) -> Tensor:
         """The value after the edits at this site; the very same tensor if there are none."""
         self._reached.add(whole)
-        for edit in self._edits.get(whole, ()):
-            value = select.write(edit, value, self.batch_of(whole))
+        edits = self._edits.get(whole, ())
+        if edits:
+            with _closed():  # an edit may call modules of the model itself, such as a norm
+                for edit in edits:
+                    value = select.write(edit, value, self.batch_of(whole))
         return value
 
     def keep(self, whole: Site, value: Tensor) -> None:
@@ -280,6 +285,17 @@ class _Watcher:
                 f"the pattern of layer {layer} does not explain what the attention kernel returned (largest difference "
                 f"{worst:.2e}, allowed {allowed:.2e}); this attention computes something we do not know"
             )
+
+
+@contextmanager
+def _closed() -> Iterator[None]:
+    """Inside, no interception of this thread sees module calls."""
+    opened = getattr(_thread, "open", None)
+    _thread.open = None
+    try:
+        yield
+    finally:
+        _thread.open = opened
 
 
 def anatomy_of(anatomies: dict[str, Anatomy], site: Site) -> Anatomy:

@@ -135,20 +135,26 @@ def _embeddings(run: Run, first: Site, learned_positions: bool, at: tuple[int, .
 def _attention(
     model: Model, run: Run, layer: int, norm: LinearNorm | None, at: tuple[int, ...] | None
 ) -> Found:
-    z = run[Site("z", layer, positions=at)].float()
-    written = torch.einsum("rphd,hdm->rphm", z, model.weight(f"W_O.{layer}").float())
-    bias = _bias(model, f"b_O.{layer}")
-    if norm is not None:
-        whole = written.sum(dim=2) if bias is None else written.sum(dim=2) + bias
-        scale = norm.scale(whole)
-        written = norm.push(written, scale[:, :, None])
-        bias = _through(norm, bias, scale)
+    written, bias = head_writes(model, layer, run[Site("z", layer, positions=at)], norm)
     parts = [StreamPart("head", layer, head) for head in range(written.shape[2])]
     vectors = list(written.unbind(dim=2))
     if bias is not None:
         parts.append(StreamPart("attn_bias", layer))
         vectors.append(bias.expand_as(vectors[0]))
     return parts, vectors
+
+
+def head_writes(
+    model: Model, layer: int, z: Float[Tensor, "row position head d_head"], norm: LinearNorm | None
+) -> tuple[Float[Tensor, "row position head d_model"], Tensor | None]:
+    """What each head adds to the stream, in float32, and the bias beside them, if any. `norm`: from `behind`."""
+    written = torch.einsum("rphd,hdm->rphm", z.float(), model.weight(f"W_O.{layer}").float())
+    bias = _bias(model, f"b_O.{layer}")
+    if norm is None:
+        return written, bias
+    whole = written.sum(dim=2) if bias is None else written.sum(dim=2) + bias
+    scale = norm.scale(whole)
+    return norm.push(written, scale[:, :, None]), _through(norm, bias, scale)
 
 
 def _mlp(model: Model, run: Run, layer: int, norm: LinearNorm | None, at: tuple[int, ...] | None) -> Found:

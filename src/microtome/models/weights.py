@@ -87,8 +87,9 @@ def by_head(
         return flat.unflatten(-1, (heads if name == "Q" else kv_heads, d_head))
     if anatomy.family.interleaved:
         return flat.unflatten(-1, (heads, 3, d_head))[..., "QKV".index(name), :]
-    split = flat.split([heads * d_head, kv_heads * d_head, kv_heads * d_head], dim=-1)
-    return split["QKV".index(name)].unflatten(-1, (-1, d_head))
+    start, count = {"Q": (0, heads), "K": (heads, kv_heads), "V": (heads + kv_heads, kv_heads)}[name]
+    # Not `split`, whose views may not be written to.
+    return flat.narrow(-1, start * d_head, count * d_head).unflatten(-1, (count, d_head))
 
 
 def _by_head(flat: Tensor | None, anatomy: Anatomy) -> Tensor | None:
