@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tests.models import families
 from torch import Tensor
 
+from microtome.circuits.edge_cut import Ablation
 from microtome.circuits.edge_graph import EdgeGraph
-from microtome.circuits.edge_run import Ablation, EdgeRun
+from microtome.circuits.edge_run import EdgeRun
 from microtome.core.circuit import Circuit
 from microtome.core.edits import Function, Set
 from microtome.core.errors import FamilyError, InputError, NotFiniteError
@@ -291,3 +292,21 @@ def test_a_metric_without_a_finite_slope_is_refused() -> None:
     batch = EdgeRun(model, graph, families.ids(seed=0), Root())
     with pytest.raises(NotFiniteError, match="NaN or infinite"):
         batch.gradient(batch.ablation("resample", corrupt))
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "gptj", "llama", "gemma2", "bloom", "phi3", "microtome_attention_only"]
+)
+def test_single_edges_by_sweep_are_those_of_whole_passes(name: str) -> None:
+    model, graph, batch, corrupt = setting(name)
+    ablation = batch.ablation("resample", corrupt)
+    places = graph.allowed.nonzero().tolist()
+    drawn = torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:12].tolist()
+    chosen = [tuple(places[number]) for number in drawn] + [(len(graph.receivers) - 1, 0)]
+    found, cost = batch.effects(chosen, ablation)
+    base = metric(model, batch.tokens)
+    for (row, column), effect in zip(chosen, found, strict=True):
+        cut = torch.zeros(graph.allowed.shape)
+        cut[row, column] = 1
+        torch.testing.assert_close(effect, batch.score(cut, ablation) - base, rtol=0, atol=CLOSE)
+    assert cost.passes > 0

@@ -14,6 +14,7 @@ from microtome.models.anatomy import Anatomy
 from microtome.models.batch import Batch
 
 _FROM_THE_START = {"embed", "pos_embed", "path", "final_norm_scale", "logits"}
+_KEYS_AND_VALUES = {"k", "v", "k_proj", "v_proj"}
 _SECONDS_A_CALL = 8e-4
 _FLOPS_A_SECOND = 4e10
 _LEAST_OVERHEAD = 16.0
@@ -91,7 +92,7 @@ def _column(
     if anatomy is None or not anatomy.family.causal:
         return 0
     above = [e for e in base_edits if e.site.layer is None or entry_of(e) >= entry]
-    if any(e.site.positions is None or e.site.part in ("k", "v") for e in above):
+    if any(e.site.positions is None or e.site.part in _KEYS_AND_VALUES for e in above):
         return 0
     first = batch.end
     for edit in edits:
