@@ -7,6 +7,7 @@ not come after the heads beside it. A key or value head that serves several quer
 of them (`z.1.h0,1` through `k`). GPT-2 small has 157 sources, 445 receivers and 32 491 edges.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,18 +39,19 @@ class Reader:
     visible: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EdgeGraph:
     """All edges of a network. Make one with `EdgeGraph.of`.
 
     sources: names of what writes, in the order of a pass. receivers: name and kind of what reads, likewise.
-    Matrices of edges are `[receiver, source]` in this order.
+    allowed: which edges there are. Matrices of edges are `[receiver, source]` in this order. readers: the receivers in
+    groups; empty for a graph that is only looked at.
     """
 
     sources: tuple[str, ...]
     receivers: tuple[tuple[str, Kind], ...]
-    readers: tuple[Reader, ...]
-    splits_positions: bool = False
+    allowed: Bool[Tensor, "receiver source"]
+    readers: tuple[Reader, ...] = ()
 
     @staticmethod
     def of(model: Model, split_positions: bool = False) -> "EdgeGraph":
@@ -94,15 +96,15 @@ class EdgeGraph:
                 reads("mlp", layer, [str(mlp)], before if parallel else len(sources))
                 sources.append(str(mlp))
         reads("logits", None, ["logits"], len(sources))
-        return EdgeGraph(tuple(sources), tuple(receivers), tuple(readers), split_positions)
+        allowed = torch.zeros(len(receivers), len(sources), dtype=torch.bool)
+        for reader in readers:
+            allowed[reader.rows, : reader.visible] = True
+        return EdgeGraph(tuple(sources), tuple(receivers), allowed, tuple(readers))
 
-    @cached_property
-    def allowed(self) -> Bool[Tensor, "receiver source"]:
-        """Which edges there are."""
-        found = torch.zeros(len(self.receivers), len(self.sources), dtype=torch.bool)
-        for reader in self.readers:
-            found[reader.rows, : reader.visible] = True
-        return found
+    @property
+    def splits_positions(self) -> bool:
+        """Whether positions are a source of their own."""
+        return "pos_embed" in self.sources
 
     def __len__(self) -> int:
         return int(self.allowed.sum())
@@ -178,6 +180,22 @@ class EdgeGraph:
             used[column] = bool((kept[:, column] & useful).any())
             useful[feeds[column]] = useful[feeds[column]] | used[column]
         return kept & useful[:, None]
+
+    def strongest(self, weights: Float[Tensor, "receiver source"], n: int) -> Bool[Tensor, "receiver source"]:
+        """At least `n` edges on paths from an embedding to the logits, of the fewest strongest that hold so many.
+
+        All that lie on paths, where there are fewer. Strength is the absolute weight; ties go by order.
+        """
+        flat = weights.abs().masked_fill(~self.allowed, -1.0).flatten()
+        order = torch.sort(flat, descending=True, stable=True).indices[: len(self)]
+
+        def taken(count: int) -> Tensor:
+            kept = torch.zeros(flat.shape, dtype=torch.bool)
+            kept[order[:count]] = True
+            return self.connected(kept.view_as(self.allowed))
+
+        least = bisect_left(range(len(self)), n, key=lambda count: int(taken(count).sum()))
+        return taken(least)
 
     def _feeds(self) -> list[list[int]]:
         """For each source, the receivers through which it is fed."""

@@ -1,0 +1,203 @@
+"""Estimates of edges against cutting them: identities, a planted path, errors told, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from tests.models import families
+
+import microtome
+from microtome.circuits import edge_attribution_patching as method
+from microtome.circuits.edge_graph import EdgeGraph
+from microtome.circuits.edge_pairs import EdgePairs
+from microtome.core.answers import EdgeScores, NodeScores
+from microtome.core.errors import FamilyError, InputError
+from microtome.core.result import Result
+from microtome.data.pairs import Pairs
+from microtome.models.model import Model
+from microtome.models.random_twin import random_twin
+from microtome.models.transformer import Transformer, TransformerConfig
+
+
+def pairs_of(clean: torch.Tensor, corrupt: torch.Tensor, answers: list[int], wrong: list[int]) -> Pairs:
+    n = len(clean)
+    return Pairs(
+        clean,
+        corrupt,
+        None,
+        tuple((answer,) for answer in answers),
+        tuple((other,) for other in wrong),
+        ({},) * n,
+        ("",) * n,
+        ("",) * n,
+        {},
+    )
+
+
+def random_pairs(rows: int = 4) -> Pairs:
+    return pairs_of(families.ids(rows, seed=0), families.ids(rows, seed=1), [3] * rows, [5] * rows)
+
+
+def planted(seed: int = 0) -> tuple[Model, Pairs]:
+    """An attention-only network in which head 0.1 copies the token before, and head 1.2 sends what it brought on.
+
+    Four slots of the stream: token now, token before, output; every other head has small random weights.
+    """
+    tokens, width, heads = 6, 24, 4
+    config = TransformerConfig(
+        vocab_size=tokens,
+        hidden_size=4 * tokens,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        head_dim=width,
+        intermediate_size=0,
+        max_position_embeddings=tokens,
+        norm="none",
+        bias=False,
+    )
+    torch.manual_seed(seed)
+    module = Transformer(config).eval()
+    eye = torch.eye(tokens)
+    now, before, out, where = (slice(i * tokens, (i + 1) * tokens) for i in range(4))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.01)
+        module.embed.weight.zero_()
+        module.embed.weight[:, now] = eye
+        module.pos_embed.weight.zero_()
+        module.pos_embed.weight[:, where] = eye
+        module.unembed.weight.zero_()
+        module.unembed.weight[:, out] = eye
+        first = module.blocks[0].attn
+        mine = slice(1 * width, 1 * width + tokens)
+        for linear in (first.q, first.k, first.v):
+            linear.weight[1 * width : 2 * width] = 0
+        first.o.weight[:, 1 * width : 2 * width] = 0
+        first.q.weight[mine, where] = 100 * torch.diag(torch.ones(tokens - 1), 1)
+        first.k.weight[mine, where] = eye
+        first.v.weight[mine, now] = eye
+        first.o.weight[before, mine] = eye
+        second = module.blocks[1].attn
+        mine = slice(2 * width, 2 * width + tokens)
+        for linear in (second.q, second.k, second.v):
+            linear.weight[2 * width : 3 * width] = 0
+        second.o.weight[:, 2 * width : 3 * width] = 0
+        second.q.weight[mine, where] = 100 * eye
+        second.k.weight[mine, where] = eye
+        second.v.weight[mine, before] = eye
+        second.o.weight[out, mine] = 4 * eye
+    generator = torch.Generator().manual_seed(seed)
+    clean = torch.randint(tokens, (8, tokens), generator=generator)
+    corrupt = clean.clone()
+    corrupt[:, -2] = (clean[:, -2] + 1 + torch.randint(tokens - 1, (8,), generator=generator)) % tokens
+    pairs = pairs_of(clean, corrupt, clean[:, -2].tolist(), corrupt[:, -2].tolist())
+    return microtome.load(module), pairs
+
+
+PATH = [("embed", "z.0.h1", "v"), ("z.0.h1", "z.1.h2", "v"), ("z.1.h2", "logits", "logits")]
+
+
+@pytest.mark.parametrize("integrate", ["no", "inputs", "edges"])
+@pytest.mark.parametrize("kind", ["resample", "mean"])
+def test_a_planted_path_is_found_and_nothing_else(integrate: str, kind: str) -> None:
+    model, pairs = planted()
+    found = method.run(model, pairs, method.Config(integrate=integrate, kind=kind, checked=0))
+    circuit = found.circuit(3)
+    assert {edge.ends for edge in circuit.edges} == set(PATH)
+    assert all(edge.weight < 0 for edge in circuit.edges)
+    effects = found.answers()[0]
+    assert isinstance(effects, EdgeScores)
+    rest = [abs(effect) for edge, effect in effects.scores.items() if edge not in PATH]
+    assert max(rest) < 0.1 * min(abs(effects.scores[edge]) for edge in PATH)
+
+
+def test_the_random_twin_has_no_such_path() -> None:
+    model, pairs = planted()
+    twin = method.run(random_twin(model), pairs, method.Config(checked=0))
+    assert {edge.ends for edge in twin.circuit(3).edges} != set(PATH)
+
+
+def test_on_a_linear_network_the_estimate_is_exact() -> None:
+    """Attention patterns that see no difference, no norm, no MLP: every single cut is linear."""
+    model, pairs = planted()
+    found = method.run(model, pairs, method.Config(checked=60))
+    exact, guess = found.data["sample_exact"].values, found.data["sample_estimated"].values
+    at_values = [" v" in name or "logits" in name for name in found.data["sample_edge"].values.tolist()]
+    assert sum(at_values) > 10
+    np.testing.assert_allclose(guess[at_values], exact[at_values], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "direction"), [("gpt2", "noise"), ("gptj", "denoise"), ("llama", "denoise"), ("gemma2", "noise")]
+)
+def test_gradients_on_the_way_add_up_to_the_whole_as_steps_grow(name: str, direction: str) -> None:
+    """The error of the midpoint rule falls with the square of the steps: by 16 for four times as many."""
+    model, pairs = families.model(name), random_pairs(2)
+    errors = []
+    for steps in (3, 12):
+        config = method.Config(integrate="edges", steps=steps, checked=0, direction=direction)
+        found = method.run(model, pairs, config)
+        whole = found.data.attrs["empty"] - found.data.attrs["whole"]
+        errors.append(abs(np.nansum(found.data["effect"].values) - whole))
+    scale = np.nansum(np.abs(found.data["effect"].values))
+    assert errors[1] < max(errors[0] / 4, 1e-3 * scale)
+
+
+def test_the_edges_out_of_a_node_sum_to_the_node() -> None:
+    found = method.run(families.model("llama"), random_pairs(), method.Config(checked=0))
+    edges, nodes = found.answers()
+    assert isinstance(edges, EdgeScores)
+    assert isinstance(nodes, NodeScores)
+    for node, score in nodes.scores.items():
+        assert sum(effect for edge, effect in edges.scores.items() if edge[0] == node) == pytest.approx(score)
+
+
+@pytest.mark.parametrize("integrate", ["no", "inputs", "edges"])
+def test_batches_make_no_difference(integrate: str) -> None:
+    model, pairs = families.model("gpt2"), random_pairs(5)
+    one, two = (
+        method.run(model, pairs, method.Config(rows=rows, integrate=integrate, kind=kind, checked=8))
+        for rows, kind in ((5, "resample"), (2, "resample"))
+    )
+    for name in ("effect", "sample_exact"):
+        np.testing.assert_allclose(one.data[name].values, two.data[name].values, atol=1e-5)
+    graph = EdgeGraph.of(model)
+    means = [
+        next(EdgePairs(model, graph, pairs, "logit-difference", "mean", rows=rows).batches())[1].writes[:, :1]
+        for rows in (5, 2)
+    ]
+    torch.testing.assert_close(*means, rtol=0, atol=1e-6)
+
+
+def test_the_result_tells_its_error_and_comes_back_equal(tmp_path: object) -> None:
+    found = method.run(families.model("gpt2"), random_pairs(), method.Config(checked=10, integrate="inputs"))
+    (row,) = found.errors().rows
+    assert row[0] == f"10 of {len(found.graph)}"
+    assert Result.load(found.save(str(tmp_path) + "/r")) == found
+    assert found.cost.passes > 0
+    assert "with all cut" in found.shapes()[1].caption
+
+
+def test_the_first_order_fails_where_a_metric_is_flat_and_integrating_helps() -> None:
+    """The divergence from the clean run has no slope at the clean run: plain estimates say nothing at all."""
+    model, pairs = families.model("gpt2"), random_pairs()
+    plain = method.run(model, pairs, method.Config(metric="kl", checked=0)).data["effect"].values
+    along = (
+        method.run(model, pairs, method.Config(metric="kl", integrate="edges", checked=0))
+        .data["effect"]
+        .values
+    )
+    assert np.nanmax(np.abs(plain)) < 1e-4 < np.nanmax(np.abs(along))
+
+
+def test_what_cannot_be_attributed_is_refused() -> None:
+    pairs = random_pairs()
+    same = pairs_of(pairs.clean, pairs.clean, [3] * 4, [5] * 4)
+    with pytest.raises(InputError, match="nothing to attribute"):
+        method.run(families.model("gpt2"), same)
+    with pytest.raises(FamilyError):
+        method.run(families.model("bert"), pairs)
+    with pytest.raises(InputError, match="learned positions"):
+        method.run(families.model("llama"), pairs, method.Config(split_positions=True))
+    path_only = microtome.load(families.make("gpt2"), family=None)
+    with pytest.raises(InputError, match="module paths"):
+        method.run(path_only, pairs)
