@@ -126,7 +126,7 @@ def test_an_unknown_member_is_refused() -> None:
 @pytest.mark.parametrize("content", [b"", b"not tensors", b"\xff" * 64])
 def test_a_damaged_checkpoint_is_refused(copy: Path, content: bytes) -> None:
     (copy / "checkpoints" / "step-000011.safetensors").write_bytes(content)
-    with pytest.raises(StoreError, match="step-000011.*cannot be read"):
+    with pytest.raises(StoreError, match=r"step-000011.*cannot be read"):
         family.checkpoints("small", 3, copy)
 
 
@@ -160,5 +160,5 @@ def test_an_unfinished_training_is_refused(copy: Path, tmp_path: Path) -> None:
 
 def test_a_member_without_checkpoints_says_how_to_get_them(copy: Path) -> None:
     shutil.rmtree(copy / "checkpoints")
-    with pytest.raises(StoreError, match="without checkpoints.*--out DIR"):
+    with pytest.raises(StoreError, match=r"without checkpoints.*--out DIR"):
         family.checkpoints("small", 3, copy)

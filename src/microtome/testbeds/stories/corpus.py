@@ -115,18 +115,20 @@ def _chants(draw: Draw, writer: Writer, names: list[str]) -> None:
             writer.chant(20 + draw.below(40), 1 + draw.below(2), gap, anything)
 
 
-def _write(seed: int, index: int, split: Split) -> Writer:
+def _write(seed: int, index: int, split: Split, chants: float) -> Writer:
     draw = Draw(split, seed, index)
     names = _cast(draw, split)
     writer = Writer(draw, _people(draw, names), held_out=split == "held-out")
-    if draw.uniform() < CHANT_SHARE:
+    if draw.uniform() < chants:
         _chants(draw, writer, names)
     while len(writer.rows) < CONTEXT:
         writer.sentence()
     return writer
 
 
-def documents(seed: int, first: int, count: int, split: Split = "train") -> Corpus:
+def documents(
+    seed: int, first: int, count: int, split: Split = "train", chants: float = CHANT_SHARE
+) -> Corpus:
     """Documents ``first`` to ``first + count - 1`` of a split, with their latents.
 
     Args:
@@ -134,6 +136,7 @@ def documents(seed: int, first: int, count: int, split: Split = "train") -> Corp
         first: index of the first document.
         count: how many.
         split: ``"train"`` or ``"held-out"``.
+        chants: the share of documents that are chants, not stories.
 
     Raises:
         InputError: if ``first`` or ``count`` is negative.
@@ -143,7 +146,7 @@ def documents(seed: int, first: int, count: int, split: Split = "train") -> Corp
     columns = np.empty((count, CONTEXT, len(COLUMNS)), dtype=np.int16)
     sentences = np.empty((3, count, CONTEXT), dtype=np.int16)
     for row, index in enumerate(range(first, first + count)):
-        writer = _write(seed, index, split)
+        writer = _write(seed, index, split, chants)
         columns[row] = writer.rows[:CONTEXT]
         starts = np.array(writer.starts, dtype=np.int16)
         ordinal = np.searchsorted(starts[:, 0], np.arange(CONTEXT), side="right") - 1

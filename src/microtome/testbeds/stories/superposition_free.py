@@ -52,7 +52,7 @@ class Settings(Config):
     seed: int = Field(0, description="seeds the weights and the stories")
     steps: int = Field(1500, gt=0, description="optimizer steps")
     batch: int = Field(16, gt=0, description="documents of 128 tokens in a step")
-    rate: float = Field(0.02, gt=0, description="highest learning rate of AdamW")
+    rate: float = Field(0.08, gt=0, description="highest learning rate of AdamW")
     warmup: int = Field(50, ge=0, description="steps over which the learning rate rises")
 
 
@@ -129,6 +129,26 @@ def dimensionality(directions: Float[Tensor, "feature d"]) -> Float[Tensor, " fe
     lengths = directions.norm(dim=1, keepdim=True)
     overlaps = (directions / lengths.clamp_min(1e-30)) @ directions.T
     return lengths[:, 0] ** 2 / (overlaps**2).sum(1).clamp_min(1e-30)
+
+
+def features(model: Model) -> dict[str, Float[Tensor, "feature d_model"]]:
+    """What each known feature adds to the stream of a one-layer model: tokens, positions, and for each head the
+    tokens attended to (by embedding and OV, without the norm before attention, where there is one)."""
+    addresses = ("W_E", "W_pos", "W_V.0", "W_O.0")
+    embedded, placed, values, written = (model.weight(address).detach() for address in addresses)
+    heads = {f"attended by head {h}": embedded @ values[h] @ written[h] for h in range(model.n_heads)}
+    return {"token": embedded, "position": placed, **heads}
+
+
+def misreading(model: Model, tokens: Int[Tensor, "row column"]) -> float:
+    """The largest error of a feature's value, read from the stream of this model along the feature's own direction."""
+    known = torch.cat(list(features(model).values()))
+    seen = model.run(tokens, read=["resid_post.0", "pattern.0"])
+    read = seen["resid_post.0"] @ known.T / known.square().sum(1)
+    present = nn.functional.one_hot(tokens, TOKENS).float()
+    where = torch.eye(CONTEXT)[: tokens.shape[1]].expand(len(tokens), -1, -1)
+    attended = seen["pattern.0"][:, 0] @ present
+    return float((read - torch.cat([present, where, attended], dim=-1)).abs().max())
 
 
 def _tokens(settings: Settings, step: int) -> Int[Tensor, "row column"]:
