@@ -1,0 +1,1 @@
+"""Floor 3, bases: ways to write values as parts."""
