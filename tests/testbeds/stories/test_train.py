@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from microtome.core.errors import StoreError
+from microtome.testbeds.stories import family
 from microtome.testbeds.stories import train as training
 from microtome.testbeds.stories.corpus import documents
 from microtome.testbeds.stories.train import Settings, checkpoint_steps, record_twin, train
@@ -123,6 +124,31 @@ def test_a_twin_is_recorded_beside_the_model(tmp_path: Path) -> None:
     train(deep, BRIEF.model_copy(update={"layers": 1}))
     with pytest.raises(StoreError, match="layers 1 instead of 2"):
         record_twin(model, deep)
+
+
+def test_the_command_trains_a_member_as_told_and_ships_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(family.MEMBERS, "brief", BRIEF.model_copy(update={"hidden": 16, "mlp": False}))
+    monkeypatch.setattr(family, "WEIGHTS", tmp_path / "weights")
+    told = "--member brief --seed 2 --checkpoints 3 --ship 15".split()
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path / "run"), *told])
+    training.main()
+    log = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert log["settings"] == family.settings("brief", 2).model_dump()
+    assert list(family.checkpoints("brief", 2, tmp_path / "run")) == [10, 15, 24]
+    assert list(family.checkpoints("brief", 2)) == [15]
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "--no-mlp" in card
+    assert "Transformer` with" in card
+
+
+def test_the_command_takes_single_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "--hidden 16 --layers 1 --heads 2 --steps 3 --batch 2 --no-mlp --rate 0.001".split()
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path), *told])
+    training.main()
+    found = Settings.read(json.loads((tmp_path / "training.json").read_text())["settings"])
+    assert found == Settings(hidden=16, layers=1, heads=2, steps=3, batch=2, mlp=False, rate=0.001)
 
 
 @pytest.mark.parametrize("steps", [1, 10, 11, 500, 5000])

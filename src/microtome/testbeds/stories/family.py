@@ -110,19 +110,18 @@ def checkpoints(name: str, seed: int = 0, folder: Path | None = None) -> dict[in
     return {step: _filled(wanted, file, f"{name}-{seed} at step {step}") for step, file in steps.items()}
 
 
-def ship(folder: Path, name: str, seed: int, steps: Collection[int] = (), into: Path = WEIGHTS) -> None:
+def ship(folder: Path, name: str, seed: int, steps: Collection[int] = (), into: Path | None = None) -> None:
     """Put a member trained in `folder` among the shipped, in half precision, with its checkpoints after `steps`.
 
     Raises as `log` does, and `StoreError` for a checkpoint that the training did not keep.
     """
+    home = (into or WEIGHTS) / f"{name}-{seed}"
     told = json.dumps(log(name, seed, folder), indent=1) + "\n"
     names = ["model.safetensors", *(f"checkpoints/step-{step:06d}.safetensors" for step in steps)]
     halves = {file: {k: t.half() for k, t in _tensors(folder / file).items()} for file in names}
     for file, weights in halves.items():
-        target = into / f"{name}-{seed}" / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(target, save(weights))
-    write_whole(into / f"{name}-{seed}" / "training.json", told.encode())
+        write_whole(home / file, save(weights))
+    write_whole(home / "training.json", told.encode())
 
 
 def _home(name: str, seed: int, folder: Path | None) -> Path:

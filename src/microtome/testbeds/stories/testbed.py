@@ -92,7 +92,7 @@ def member(name: str, seed: int = 0, folder: Path | None = None, sample: int = 0
     shape = family.settings(name, seed)
     report = measure(model.module, sample, SAMPLE)
     evidence = [
-        Evidence("nats below a bigram table", bigram_loss(sample, SAMPLE) - report.loss, least=0.5, n=SAMPLE)
+        Evidence("nats below a bigram table", bigram_loss(sample, SAMPLE) - report.loss, least=1.0, n=SAMPLE)
     ]
     roles: Mapping[str, tuple[str, ...]] = {}
     if shape.layers == 1 and not shape.mlp:
@@ -161,7 +161,7 @@ def _free(seed: int) -> Case:
             n=ROWS,
         ),
         Evidence("mean dimensionality in the ordinary twin", float(shared.mean()), most=0.5, n=len(shared)),
-        Evidence("nats below a bigram table", bigram_loss(seed, SAMPLE) - report.loss, least=0.5, n=SAMPLE),
+        Evidence("nats below a bigram table", bigram_loss(seed, SAMPLE) - report.loss, least=0.7, n=SAMPLE),
         Evidence("nats above the ordinary twin", report.loss - ordinary.loss, n=SAMPLE),
     ]
     known = features(model)
