@@ -119,3 +119,13 @@ def test_the_norm_of_an_embedding_on_one_circle_is_on_two_waves() -> None:
 def test_gini(values: list[float], found: float) -> None:
     assert fourier.gini(torch.tensor(values, dtype=torch.float)) == pytest.approx(found)
     assert math.isnan(fourier.gini(torch.zeros(3)))
+
+
+def test_losses_of_the_cuts() -> None:
+    p = 5
+    given = torch.rand(p, p, generator=torch.Generator().manual_seed(0)) < 0.5
+    losses = fourier.cut_losses(planted(p, {1: 40.0, 2: 40.0}), given, (1, 2))
+    guess = math.log(p)
+    assert losses[:2].max() < 1e-9
+    assert losses[2].tolist() == pytest.approx([guess, guess])
+    assert fourier.cut_losses(planted(p, {1: 1.0}), ~torch.zeros_like(given), ()).isnan()[:, 1].all()

@@ -17,7 +17,7 @@ def test_every_pair_once_and_where_the_given_stand() -> None:
     assert pairs.p == 3
     assert len({tuple(row) for row in pairs.tokens.tolist()}) == 9
     assert torch.equal(pairs.tokens[pairs.given], prompts)
-    assert pairs.sums.tolist() == [0, 1, 2, 1, 2, 0, 2, 0, 1]
+    assert pairs.is_given.int().tolist() == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
     # the order of the numbers may be another than that of their ids
     assert torch.equal(
         number_pairs(prompts, (1, 3), (5, 4, 2)).tokens[:3, 1:4:2], torch.tensor([[5, 5], [5, 4], [5, 2]])

@@ -13,10 +13,13 @@ import math
 from collections.abc import Collection
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from microtome.core.errors import InputError
+
+CUTS, PARTS = ("whole", "restricted", "excluded"), ("given", "others")
 
 
 def frequencies(p: int) -> range:
@@ -97,6 +100,24 @@ def restricted(logits: Float[Tensor, "a b c"], keys: Collection[int]) -> Float[T
 def excluded(logits: Float[Tensor, "a b c"], keys: Collection[int]) -> Float[Tensor, "a b c"]:
     """All but the waves of these frequencies."""
     return logits.double() - sum_part(logits, keys)
+
+
+def sums(p: int) -> Int[Tensor, "a b"]:
+    """a + b mod p."""
+    number = torch.arange(p)
+    return (number[:, None] + number) % p
+
+
+def cut_losses(
+    logits: Float[Tensor, "a b c"], given: Bool[Tensor, "a b"], keys: Collection[int]
+) -> Float[Tensor, "cut part"]:
+    """Mean cross-entropy in nats of the logits whole, restricted to the waves of these frequencies, and without them;
+    over the pairs given and over all others (NaN where there are none)."""
+    right = sums(logits.shape[-1]).flatten()
+    cuts = (logits.double(), restricted(logits, keys), excluded(logits, keys))
+    lost = torch.stack([functional.cross_entropy(cut.flatten(0, 1), right, reduction="none") for cut in cuts])
+    seen = given.flatten()
+    return torch.stack([lost[:, seen].mean(-1), lost[:, ~seen].mean(-1)], -1)
 
 
 def neuron_shares(values: Float[Tensor, "a b unit"]) -> Float[Tensor, "frequency unit"]:

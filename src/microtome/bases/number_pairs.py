@@ -7,7 +7,7 @@ at the last position, among the numbers alone.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from microtome.core.errors import InputError
@@ -34,10 +34,11 @@ class NumberPairs:
         return len(self.numbers)
 
     @property
-    def sums(self) -> Int[Tensor, " pair"]:
-        """a + b mod p of every pair."""
-        number = torch.arange(self.p)
-        return ((number[:, None] + number) % self.p).flatten()
+    def is_given(self) -> Bool[Tensor, "a b"]:
+        """Which pairs are among the prompts that it was made from."""
+        given = torch.zeros(self.p**2, dtype=torch.bool)
+        given[self.given] = True
+        return given.view(self.p, self.p)
 
 
 def number_pairs(

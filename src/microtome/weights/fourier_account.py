@@ -18,13 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from microtome.bases import modular_fourier as fourier
-from microtome.bases.number_pairs import NumberPairs, number_pairs, table
+from microtome.bases.number_pairs import number_pairs, table
 from microtome.core import config as base
 from microtome.core import result
 from microtome.core.answers import Answer, Quantities
@@ -59,7 +56,6 @@ card = Card(
     comprehensiveness="comprehensive",
 )
 
-CUTS, PARTS = ("whole", "restricted", "excluded"), ("given", "others")
 
 
 class Config(base.Config):
@@ -124,9 +120,9 @@ class Result(result.Result):
             "Loss after a cut",
             data["loss"].values,
             "cut",
-            CUTS,
+            fourier.CUTS,
             "pairs",
-            PARTS,
+            fourier.PARTS,
             "nats",
             diverging=False,
             caption=f"Guessing costs ln p = {np.log(data.attrs['p']):.3f}. Restricted keeps only the key waves of "
@@ -179,10 +175,9 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
         by_neuron = torch.cat(explained, -1) if explained else torch.zeros(len(shares), 0)
         numbers = model.run(pairs.tokens[:: pairs.p].to(model.device), [Site("embed")])[Site("embed")]
         norms = fourier.wave_norms(numbers[:, config.first].cpu())
-        losses = cut_losses(logits, pairs, keys)
-        answered = logits.flatten(0, 1).argmax(-1) == pairs.sums
-    given = torch.zeros(pairs.p**2, dtype=torch.bool)
-    given[pairs.given] = True
+        given = pairs.is_given
+        losses = fourier.cut_losses(logits, given, keys)
+        answered = logits.argmax(-1) == fourier.sums(pairs.p)
     k = np.array(fourier.frequencies(pairs.p))
     return Result(
         card.name,
@@ -204,8 +199,8 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
                 "frequency": k,
                 "wave": ["constant", *(f"{name} {i}" for i in k for name in ("cos", "sin"))],
                 "neuron": [f"{site}.u{u}" for site in layers for u in range(neurons[site].shape[-1])],
-                "cut": list(CUTS),
-                "part": list(PARTS),
+                "cut": list(fourier.CUTS),
+                "part": list(fourier.PARTS),
             },
             {"p": pairs.p},
         ),
@@ -222,17 +217,3 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
         ),
         scope=card.scope,
     )
-
-
-def cut_losses(
-    logits: Float[Tensor, "a b c"], pairs: NumberPairs, keys: tuple[int, ...]
-) -> Float[Tensor, "cut part"]:
-    """Mean cross-entropy whole, restricted to the waves of these frequencies, and without them; on the prompts given
-    and on all others (NaN where there are none)."""
-    given = torch.zeros(pairs.p**2, dtype=torch.bool)
-    given[pairs.given] = True
-    cuts = (logits.double(), fourier.restricted(logits, keys), fourier.excluded(logits, keys))
-    lost = torch.stack(
-        [functional.cross_entropy(cut.flatten(0, 1), pairs.sums, reduction="none") for cut in cuts]
-    )
-    return torch.stack([lost[:, given].mean(-1), lost[:, ~given].mean(-1)], -1)

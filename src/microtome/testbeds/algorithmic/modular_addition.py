@@ -22,6 +22,7 @@ from microtome.testbeds.algorithmic.network import (
     contrast,
     evidence,
     full_batch,
+    last_of_one_layer,
     network,
 )
 from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
@@ -94,6 +95,7 @@ def task(case: str = "p53", weight_decay: float | None = None) -> Task:
         steps=steps,
         loss=3e-4,
         named={"learned": learned},
+        forward=last_of_one_layer,
     )
 
 

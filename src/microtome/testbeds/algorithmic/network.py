@@ -22,7 +22,7 @@ from microtome.core.errors import InputError
 from microtome.data.pairs import Pairs
 from microtome.models.load import load
 from microtome.models.model import Model
-from microtome.models.transformer import Transformer, TransformerConfig
+from microtome.models.transformer import Block, Transformer, TransformerConfig
 from microtome.testbeds import kept
 from microtome.testbeds.case import Evidence
 from microtome.testbeds.training import Training, seeded, train
@@ -39,6 +39,26 @@ class Examples:
     targets: Int[Tensor, "row column"]
 
 
+def whole(module: nn.Module, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row column token"]:
+    """Logits at every place."""
+    return module(input_ids=tokens, use_cache=False).logits
+
+
+def last_of_one_layer(module: nn.Module, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row one token"]:
+    """Logits at the last place of a one-layer network: the same numbers, without the MLP at places that no one asks."""
+    assert isinstance(module, Transformer)
+    (block,) = module.blocks
+    assert isinstance(block, Block)
+    assert block.mlp is not None
+    assert block.mlp_norm is not None
+    place = torch.arange(tokens.shape[1])[None]
+    stream = module.embed(tokens)
+    if module.pos_embed is not None:
+        stream = stream + module.pos_embed(place)
+    last = (stream + block.attn(block.attn_norm(stream), None, place, None))[:, -1:]
+    return module.unembed(module.final_norm(last + block.mlp(block.mlp_norm(last))))
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """What a network is asked, and how it is trained for it.
@@ -47,6 +67,7 @@ class Task:
     batch: the rows of step `n` under a seed. held_out: rows that no step of that seed has.
     rate, weight_decay, steps: of AdamW, the steps at most. accuracy: the share of held-out rows that must be right in
     every place. loss: the mean loss on them, in nats, at which training ends.
+    forward: logits of ids in training, `whole` or, where nothing but the last place is asked, `last_of_one_layer`.
     """
 
     testbed: str
@@ -61,6 +82,7 @@ class Task:
     accuracy: float = 0.99
     check_every: int = 100
     named: Mapping[str, Any] = field(default_factory=dict)
+    forward: Callable[[nn.Module, Tensor], Tensor] = whole
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,11 +127,11 @@ def fit(
         module,
         optimizer,
         lambda step: task.batch(seed, step),
-        mean_loss,
+        lambda module, rows: mean_loss(module, rows, task.forward),
         task.steps if steps is None else steps,
         rate=lambda step: min(1.0, (step + 1) / 10),
         keep=keep,
-        done=lambda module: bool(mean_loss(module, unseen) < task.loss),
+        done=lambda module: bool(mean_loss(module, unseen, task.forward) < task.loss),
         check_every=task.check_every,
         title=title,
     )
@@ -139,26 +161,21 @@ def network(task: Task, seed: int = 0, folder: Path = SHIPPED) -> Model:
     return model
 
 
-def logits(module: nn.Module, examples: Examples) -> Float[Tensor, "asked token"]:
-    """What the network says at the places that are asked, in double precision: late in training, differences of the
-    loss are smaller than single precision holds."""
-    found = module(input_ids=examples.tokens, use_cache=False).logits
-    return found[examples.targets != UNASKED].double()
-
-
-def mean_loss(module: nn.Module, examples: Examples) -> Float[Tensor, ""]:
-    """Mean cross-entropy in nats over the places that are asked."""
-    asked = examples.targets[examples.targets != UNASKED]
-    return functional.cross_entropy(logits(module, examples), asked)
+def mean_loss(
+    module: nn.Module, examples: Examples, forward: Callable[[nn.Module, Tensor], Tensor] = whole
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats over the places that are asked. In double precision: late in training, differences of
+    the loss are smaller than single precision holds."""
+    logits = forward(module, examples.tokens)
+    targets = examples.targets[:, -logits.shape[1] :]
+    return functional.cross_entropy(logits.double().flatten(0, 1), targets.flatten(), ignore_index=UNASKED)
 
 
 @torch.no_grad()
 def right(module: nn.Module, examples: Examples) -> Float[Tensor, " row"]:
     """1 for a row that is answered right in every place that is asked, else 0."""
-    asked = examples.targets != UNASKED
-    wrong = torch.zeros_like(asked)
-    wrong[asked] = logits(module, examples).argmax(-1) != examples.targets[asked]
-    return (~wrong.any(-1)).float()
+    answered = whole(module, examples.tokens).argmax(-1)
+    return ((answered == examples.targets) | (examples.targets == UNASKED)).all(-1).float()
 
 
 def evidence(task: Task, model: Model, seed: int) -> Evidence:
