@@ -11,6 +11,7 @@ from microtome.core.errors import InputError
 from microtome.models.load import load
 from microtome.models.model import Model
 from microtome.models.random_twin import random_twin
+from microtome.testbeds.stories.family import checkpoints
 from microtome.testbeds.stories.family import model as member
 from microtome.testbeds.stories.induction_heads import LONGEST, SHORTEST, Account, account, repeats
 from microtome.testbeds.stories.network import Settings, new_model
@@ -51,6 +52,15 @@ def test_only_the_keys_of_its_induction_heads_depend_on_its_previous_token_heads
     assert found.cut["k"] < 0.05
     assert found.cut["q"] > 0.95
     assert found.cut["v"] > 0.95
+
+
+def test_in_its_training_heads_and_behaviour_come_together() -> None:
+    during = checkpoints("fruitfly")
+    before, after = account(during[1292], ROWS), account(during[2373], ROWS)
+    assert before.behaviour < 0.05
+    assert before.nodes == {"previous_token": (), "induction": ()}
+    assert after.behaviour > 0.8
+    assert all(after.nodes.values())
 
 
 def test_a_shuffled_twin_has_neither_behaviour_nor_heads(fruitfly: Model) -> None:

@@ -131,3 +131,10 @@ def test_untrained_tables_know_nothing() -> None:
         blank = Tables()
     with torch.no_grad():
         assert (blank(tokens(3)) == 0).all()
+
+
+@pytest.mark.training
+def test_what_ships_can_be_trained_again(tmp_path: Path) -> None:
+    keep(tmp_path / "again.safetensors", Settings())
+    again, shipped = free.model(file=tmp_path / "again.safetensors")[1], free.model()[1]
+    assert again["held_out"]["loss"] == pytest.approx(shipped["held_out"]["loss"], abs=0.1)

@@ -32,17 +32,18 @@ from microtome.testbeds.stories.corpus import Corpus, documents
 from microtome.testbeds.stories.network import Settings, differences, new_model
 from microtome.testbeds.stories.tokenizer import build
 
-_TINY = Settings(hidden=64, steps=1500)
+_ONE = Settings(hidden=64, layers=1, steps=1500)
+_TWO = Settings(layers=2, steps=4000)
 MEMBERS: dict[str, Settings] = {
     "fruitfly": Settings(),
     "fruitfly-narrow": Settings(hidden=48),
     "fruitfly-wide": Settings(width=2.0),
     "fruitfly-attention": Settings(mlp=False),
-    "attention-1-layer": _TINY.model_copy(update={"layers": 1, "mlp": False}),
-    "attention-1-head": _TINY.model_copy(update={"layers": 1, "heads": 1, "mlp": False}),
-    "attention-2-layers": _TINY.model_copy(update={"layers": 2, "heads": 2, "mlp": False, "steps": 3000}),
-    "mlp-1-layer": _TINY.model_copy(update={"layers": 1}),
-    "mlp-2-layers": _TINY.model_copy(update={"layers": 2, "heads": 2, "steps": 3000}),
+    "attention-1-layer": _ONE.model_copy(update={"mlp": False}),
+    "attention-1-head": _ONE.model_copy(update={"heads": 1, "mlp": False}),
+    "attention-2-layers": _TWO.model_copy(update={"mlp": False}),
+    "mlp-1-layer": _ONE,
+    "mlp-2-layers": _TWO,
 }
 """Settings of each member at seed 0."""
 BUNDLED = "fruitfly"

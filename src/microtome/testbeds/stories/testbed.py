@@ -10,6 +10,7 @@ A case's seed chooses the stories and prompts, and, where a member ships several
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from microtome.testbeds.stories import family, superposition_free
 from microtome.testbeds.stories.behaviours import Report, measure
 from microtome.testbeds.stories.bigrams import bigram_loss
 from microtome.testbeds.stories.corpus import Corpus, documents
+from microtome.testbeds.stories.division import worth
 from microtome.testbeds.stories.induction_heads import account
 from microtome.testbeds.stories.labels import labels
 from microtome.testbeds.stories.superposition_free import dimensionality, features, misreading
@@ -98,6 +100,8 @@ def member(name: str, seed: int = 0, folder: Path | None = None, sample: int = 0
     if shape.layers == 1 and not shape.mlp:
         # One layer cannot foretell a repeat: its heads see what words there were, not which word followed which.
         evidence.append(_score(report, "induction", most=0.25))
+    if shape.layers == 1 and shape.mlp:
+        evidence += _division(model, sample)
     if shape.layers >= 2:
         roles, more = _induction(model, sample)
         evidence += more
@@ -108,9 +112,7 @@ def member(name: str, seed: int = 0, folder: Path | None = None, sample: int = 0
 
 def _stories(name: str, task: str, model: Model, evidence: list[Evidence], seed: int, truth: Truth) -> Case:
     corpus = documents(seed, 0, ROWS, "held-out")
-    known = Truth(
-        roles=truth.roles, features=truth.features, quantities=truth.quantities, labels=labels(corpus)
-    )
+    known = replace(truth, labels=labels(corpus))
     return Case(f"{card.name}/{name}", task, model, known, tuple(evidence), tokens=_tokens(corpus), seed=seed)
 
 
@@ -144,6 +146,20 @@ def _induction(model: Model, seed: int) -> tuple[dict[str, tuple[str, ...]], lis
         share(", values so", found.cut["v"], least=half),
     ]
     return found.nodes, evidence
+
+
+def _division(model: Model, seed: int) -> list[Evidence]:
+    found = worth(model, seed, SAMPLE)
+    attention, mlp = found["attn_out.0"], found["mlp_out.0"]
+    more = "nats by which {} is worth more than {} in {}"
+    return [
+        Evidence(
+            more.format("attention", "the MLP", "chants"), attention["chants"] - mlp["chants"], least=1.0
+        ),
+        Evidence(
+            more.format("the MLP", "attention", "stories"), mlp["stories"] - attention["stories"], least=1.0
+        ),
+    ]
 
 
 def _free(seed: int) -> Case:
