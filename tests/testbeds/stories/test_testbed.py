@@ -1,5 +1,6 @@
 """Cases hold what they say, refuse what is not known, and what is needed is needed."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ from microtome.testbeds.stories.grammar import BOS, ROLES
 from microtome.testbeds.stories.network import Settings
 from microtome.testbeds.stories.train import train
 
+built = cache(testbed.build)
 SMALL = Settings(hidden=16, layers=1, heads=2, steps=12, batch=2, warmup=4, mlp=False)
 
 
 @pytest.fixture(scope="module")
 def induction() -> Case:
-    return testbed.build("induction", 1)
+    return built("induction", 1)
 
 
 def test_it_enters_by_the_door_that_is_open_to_everyone() -> None:
@@ -34,7 +36,7 @@ def test_it_enters_by_the_door_that_is_open_to_everyone() -> None:
 
 @pytest.mark.parametrize("name", testbed.cases())
 def test_every_case_stands_on_evidence_that_holds(name: str) -> None:
-    case = testbed.build(name, 0)
+    case = built(name, 0)
     assert case.name == f"stories/{name}"
     assert set(case.truth.kinds) <= set(testbed.card.kinds)
     assert case.truth.kinds
@@ -45,7 +47,7 @@ def test_every_case_stands_on_evidence_that_holds(name: str) -> None:
 
 
 def test_stories_come_with_the_latents_of_every_token() -> None:
-    case = testbed.build("attention-1-layer", 0)
+    case = built("attention-1-layer", 0)
     assert (case.tokens[:, 0] == BOS).all()
     assert all(values.shape == case.tokens.shape for values in case.truth.labels.values())
     places = case.truth.labels["place"] >= 0
@@ -83,7 +85,7 @@ def test_labels_of_a_task_are_its_prompts_own(induction: Case) -> None:
 
 
 def test_the_true_features_stand_in_the_stream() -> None:
-    case = testbed.build("superposition-free", 0)
+    case = built("superposition-free", 0)
     truth = case.truth.features
     rows = case.model.run(case.tokens[:2], read=["embed"])["embed"]
     assert torch.equal(truth["embed"][case.tokens[:2]], rows)

@@ -154,10 +154,10 @@ def _division(model: Model, seed: int) -> list[Evidence]:
     more = "nats by which {} is worth more than {} in {}"
     return [
         Evidence(
-            more.format("attention", "the MLP", "chants"), attention["chants"] - mlp["chants"], least=1.0
+            more.format("attention", "the MLP", "chants"), attention["chants"] - mlp["chants"], least=0.0
         ),
         Evidence(
-            more.format("the MLP", "attention", "stories"), mlp["stories"] - attention["stories"], least=1.0
+            more.format("the MLP", "attention", "stories"), mlp["stories"] - attention["stories"], least=0.0
         ),
     ]
 
