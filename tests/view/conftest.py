@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from microtome.core.shapes import Arc, Curve, Graph, Grid, Node, Shape, Strip, Table
+from microtome.core.shapes import Arc, Curve, Graph, Grid, Node, Points, Shape, Strip, Table
 
 TOKENS = ("When", " Mary", "</script>", "<b>bold</b>", "\x1b[31m", "\n", " ", "&amp;", "é", "'\"")
 
@@ -51,6 +51,14 @@ def shapes() -> Mapping[str, Shape]:
             "Training", x, y, ("induction", "copying"), "step", "score", np.stack([y - 0.1, y + 0.1], -1)
         ),
         "graph": Graph("Circuit", nodes, arcs, "logits"),
+        "points": Points(
+            "Circle",
+            np.where(np.arange(24).reshape(3, 2, 2, 2) == 5, np.nan, generator.normal(size=(3, 2, 2, 2))),
+            "step",
+            ("0", "<100>", "200"),
+            ("frequency 3", "frequency 7"),
+            ("zero", "<b>"),
+        ),
         "table": Table("Numbers", ("account", "accuracy", "heads", "held"), rows, notes=("n = 512",)),
     }
 
@@ -71,5 +79,7 @@ def empty() -> Mapping[str, Shape]:
         "graph": Graph("Nothing", (), ()),
         "arcless": Graph("Nothing", (Node("a", "a", 0),), ()),
         "table": Table("Nothing", (), ()),
+        "points": Points("Nothing", np.zeros((1, 1, 0, 2)), "step", ("0",), ("plane",), ()),
+        "frameless": Points("Nothing", np.zeros((0, 1, 1, 2)), "step", (), ("plane",), ("a",)),
         "rowless": Table("Nothing", ("a", "b"), ()),
     }

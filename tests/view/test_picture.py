@@ -290,3 +290,42 @@ def test_a_browser_that_draws_nothing_is_an_error(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(InputError, match="did not draw it"):
         png(Graph("g", (Node("a", "a", 0),), ()))
+
+
+@needs_browser
+def test_points_move_by_slider_by_key_and_by_themselves(shapes: Mapping[str, Shape], tmp_path: Path) -> None:
+    told = probe(
+        page("Report", [Section("Film", shapes=(shapes["points"],))]),
+        tmp_path,
+        """
+        const where = () => all(".point").map((point) => point.getAttribute("x") + "," + point.getAttribute("y"));
+        const at = () => $("output").innerText, slider = $("input[type=range]");
+        const found = {last: at(), labels: all(".point").map((point) => point.textContent), places: [where()]};
+        slider.value = 1;
+        slider.dispatchEvent(new Event("input"));
+        found.slid = at();
+        found.places.push(where());
+        key($("svg.plot"), "ArrowLeft");
+        found.keyed = at();
+        found.places.push(where());
+        found.address = decodeURIComponent(location.hash);
+        $(".choice button").click();
+        await new Promise((resume) => setTimeout(resume, 2600));
+        return {...found, played: at(), pressed: $(".choice button").getAttribute("aria-pressed")};
+        """,
+    )
+    assert (told["last"], told["slid"], told["keyed"], told["played"]) == (
+        "step 200",
+        "step <100>",
+        "step 0",
+        "step 200",
+    )
+    assert told["labels"] == ["zero", "<b>"] * 2
+    assert [len(places) for places in told["places"]] == [
+        4,
+        4,
+        3,
+    ]  # one point is not there in the first frame
+    assert told["places"][0] != told["places"][1]
+    assert told["address"] == '#figure-1:{"frame":0}'
+    assert told["pressed"] == "false"

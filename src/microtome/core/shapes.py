@@ -1,4 +1,4 @@
-"""The five shapes in which any result can show itself: grid, text strip, curve, graph, table.
+"""The six shapes in which any result can show itself: grid, text strip, curve, graph, table, points that move.
 
 Views draw shapes and know no method; methods return shapes and know no view. All are plain frozen data over numpy,
 so that a shape can be drawn in a terminal, a notebook or a page, and compared in a test.
@@ -102,4 +102,21 @@ class Table:
     notes: tuple[str, ...] = field(default=())
 
 
-Shape = Grid | Strip | Curve | Graph | Table
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Named points in one or more planes, frame by frame, such as embeddings from checkpoint to checkpoint.
+
+    values: `[frame, plane, point, (x, y)]`, float; NaN = not there. All frames of a plane share one scale about zero.
+    frame_axis: what changes from frame to frame, such as `step`.
+    """
+
+    title: str
+    values: NDArray[np.floating]
+    frame_axis: str
+    frames: tuple[str, ...]
+    planes: tuple[str, ...]
+    labels: tuple[str, ...]
+    caption: str = ""
+
+
+Shape = Grid | Strip | Curve | Graph | Table | Points

@@ -30,7 +30,7 @@ from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.errors import InputError
 from microtome.core.provenance import Provenance, model_hash
-from microtome.core.shapes import Curve, Shape, Table
+from microtome.core.shapes import Curve, Points, Shape, Table
 from microtome.core.site import Site
 from microtome.data.observed import Observed, as_prompts
 from microtome.models.checkpoints import at_steps, folder_of
@@ -142,10 +142,19 @@ class Result(result.Result):
                 strict=True,
             )
         )
+        film = Points(
+            "The embedding of the numbers, in the plane of each key frequency",
+            data["circle"].values,
+            "step",
+            tuple(map(str, data["step"].values)),
+            tuple(f"frequency {k}" for k in data["key"].values),
+            tuple(map(str, data["number"].values)),
+            "The planes are those of the last checkpoint, the same in all frames.",
+        )
         milestones = Table(
             "Milestones", ("first checkpoint at which", "step"), rows, "Of the checkpoints kept.", self.notes
         )
-        return (losses, shares, milestones, size, uneven)
+        return (losses, film, shares, milestones, size, uneven)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microtome.core.shapes import Curve, Graph, Grid, Shape, Strip, Table
+from microtome.core.shapes import Curve, Graph, Grid, Points, Shape, Strip, Table
 from microtome.view.source import check
 
 if TYPE_CHECKING:
@@ -15,7 +15,8 @@ def frame(shape: Shape) -> "DataFrame":
     """The numbers of `shape`, unrounded. Raises `InputError` when its parts do not fit together.
 
     A grid keeps its rows and columns (with panels, the index is panel and row); a strip has a row a token; a curve
-    a row a place on its axis, with `… low` and `… high` for bands; a graph a row an arc; a table is itself.
+    a row a place on its axis, with `… low` and `… high` for bands; a graph a row an arc; a table is itself; points
+    have a row a frame, plane and point.
     """
     from pandas import DataFrame, Index, MultiIndex
 
@@ -46,3 +47,7 @@ def frame(shape: Shape) -> "DataFrame":
             return DataFrame(arcs, columns=["source", "target", "from", "to", "weight", "kind"])
         case Table():
             return DataFrame([list(row) for row in shape.rows], columns=list(shape.columns))
+        case Points():
+            places = [shape.frames, shape.planes, shape.labels]
+            index = MultiIndex.from_product(places, names=[shape.frame_axis, "plane", "point"])
+            return DataFrame(shape.values.reshape(-1, 2), index, ["x", "y"])

@@ -1,7 +1,7 @@
 """How can a shape be read where no script runs? As plain HTML tables of its numbers.
 
 Nothing is left out up to 4096 cells. A larger grid, strip or curve gives its strongest cells (or evenly spaced
-columns of a curve) and says how many there are; a table is always whole.
+columns of a curve; the first and last frame of points) and says how many there are; a table is always whole.
 """
 
 import math
@@ -10,7 +10,7 @@ from html import escape
 
 import numpy as np
 
-from microtome.core.shapes import Cell, Curve, Graph, Grid, Shape, Strip, Table
+from microtome.core.shapes import Cell, Curve, Graph, Grid, Points, Shape, Strip, Table
 from microtome.view.lettering import cell_text, numeral, visible
 from microtome.view.scale import Scale
 from microtome.view.source import panelled
@@ -39,6 +39,8 @@ def plain(shape: Shape) -> str:
             )
         case Table():
             return _table(shape.columns, shape.rows)
+        case Points():
+            return _points(shape)
 
 
 def letters(text: str) -> str:
@@ -94,6 +96,22 @@ def _curve(curve: Curve) -> str:
     left_out = len(curve.x) - len(places)
     note = f"<p>{left_out} of {len(curve.x)} points are not listed.</p>" if left_out else ""
     return note + _table((curve.x_axis, *curve.series), rows)
+
+
+def _points(points: Points) -> str:
+    frames = list(range(len(points.frames)))
+    shown = frames if points.values.size <= CELLS else sorted({frames[0], frames[-1]})
+    left_out = len(frames) - len(shown)
+    note = f"<p>{left_out} of {len(frames)} frames are not listed.</p>" if left_out else ""
+    columns = ("point", *(f"{plane} {axis}" for plane in points.planes for axis in "xy"))
+    tables = []
+    for frame in shown:
+        rows: list[tuple[Cell, ...]] = [
+            (label, *points.values[frame, :, i].ravel().tolist()) for i, label in enumerate(points.labels)
+        ]
+        name = f"<caption>{letters(points.frame_axis)} {letters(points.frames[frame])}</caption>"
+        tables.append(_table(columns, rows).replace("<table>", f"<table>{name}", 1))
+    return note + ("".join(tables) or _table(columns, []))
 
 
 def _strongest(values: np.ndarray, axes: Sequence[str], labels: Sequence[Sequence[str]], unit: str) -> str:

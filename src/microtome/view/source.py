@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.core.errors import InputError
-from microtome.core.shapes import Cell, Curve, Graph, Grid, Shape, Strip, Table
+from microtome.core.shapes import Cell, Curve, Graph, Grid, Points, Shape, Strip, Table
 
 LISTED = 512
 _CELLS = (str, int, float, bool, type(None))
 
 
 def kind(shape: Shape) -> str:
-    """The name of the view that draws `shape`: grid, strip, curve, graph or table."""
+    """The name of the view that draws `shape`: grid, strip, curve, graph, table or points."""
     return type(shape).__name__.lower()
 
 
@@ -36,7 +36,7 @@ def source(shape: Shape) -> dict[str, Any]:
     match shape:
         case Grid():
             return {**_fields(shape), "values": array(panelled(shape))}
-        case Strip():
+        case Strip() | Points():
             return {**_fields(shape), "values": array(shape.values)}
         case Curve():
             band = None if shape.band is None else array(shape.band)
@@ -106,6 +106,9 @@ def check(shape: Shape) -> None:
             )
         case Strip():
             _expect(shape, "values", shape.values, (len(shape.series), len(shape.tokens)), "series, tokens")
+        case Points():
+            counts = (len(shape.frames), len(shape.planes), len(shape.labels), 2)
+            _expect(shape, "values", shape.values, counts, "frames, planes, labels, x and y")
         case Curve():
             if shape.x.ndim != 1:
                 raise InputError(f"{shape.title!r}: x must have one dimension; its shape is {shape.x.shape}")
@@ -140,7 +143,9 @@ def check(shape: Shape) -> None:
                         "cells are plain str, int, float, bool or None (for a number of an array, call .item())"
                     )
         case _:
-            raise InputError(f"expected a Grid, Strip, Curve, Graph or Table; got {type(shape).__name__}")
+            raise InputError(
+                f"expected a Grid, Strip, Curve, Graph, Table or Points; got {type(shape).__name__}"
+            )
 
 
 def _expect(
@@ -153,7 +158,7 @@ def _expect(
         )
 
 
-def _fields(shape: Grid | Strip | Curve | Table) -> dict[str, Any]:
+def _fields(shape: Grid | Strip | Curve | Table | Points) -> dict[str, Any]:
     return {name: value for name, value in vars(shape).items() if not isinstance(value, np.ndarray)}
 
 

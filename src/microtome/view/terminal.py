@@ -19,7 +19,7 @@ from rich.style import Style
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from microtome.core.shapes import Curve, Graph, Grid, Shape, Strip, Table
+from microtome.core.shapes import Curve, Graph, Grid, Points, Shape, Strip, Table
 from microtome.view.lettering import cell_text, numeral, visible
 from microtome.view.scale import Scale, ink
 from microtome.view.source import check, columns, is_logarithmic, panelled
@@ -48,6 +48,8 @@ def terminal(shape: Shape) -> RenderableType:
             body = _graph(shape)
         case Table():
             body = _table(shape)
+        case Points():
+            body = _points(shape)
     parts: list[RenderableType] = [Text(visible(shape.title), style="bold"), body]
     if shape.caption:
         parts.append(Text(visible(shape.caption), style="dim italic"))
@@ -216,6 +218,27 @@ class _CurveView:
                 f" {visible(name)}: first {numeral(float(y[0]))}, last {numeral(float(y[-1]))}, "
                 f"least {numeral(float(y.min()))}, greatest {numeral(float(y.max()))}",
             )
+
+
+def _points(points: Points) -> RenderableType:
+    """Each plane at the last frame."""
+    drawn: list[RenderableType] = []
+    for plane, name in enumerate(points.planes):
+        values = points.values[-1, plane] if len(points.frames) else np.zeros((0, 2))
+        known = np.isfinite(values).all(-1)
+        if not known.any():
+            drawn.append(Text(f"{visible(name)}: no points", style="dim"))
+            continue
+        most = float(np.abs(values[known]).max())
+        across, up = (_spread(values[known, axis], -most, most, size) for axis, size in ((0, 40), (1, 20)))
+        canvas = [[" "] * 40 for _ in range(20)]
+        for label, column, row in zip(np.array(points.labels)[known], across, up, strict=True):
+            for place, letter in enumerate(visible(str(label))[: 40 - column]):
+                canvas[19 - row][column + place] = letter
+        at = f"{visible(points.frame_axis)} {visible(points.frames[-1])}"
+        drawn.append(Text(f"{visible(name)}, {at}, from {numeral(-most)} to {numeral(most)}", style="dim"))
+        drawn += [Text("".join(line).rstrip()) for line in canvas]
+    return Group(*drawn) if drawn else Text("no planes", style="dim")
 
 
 def _graph(graph: Graph) -> RenderableType:

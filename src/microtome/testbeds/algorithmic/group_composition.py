@@ -47,7 +47,7 @@ _GENERATORS: Mapping[str, tuple[Permutation, ...]] = {
 }
 
 
-_LEARNED = 0.6
+_LEARNED = 0.9
 
 
 def cases() -> tuple[str, ...]:
@@ -163,7 +163,7 @@ def task(case: str) -> Task:
         },
         **full_batch(split),
         rate=5e-3,
-        weight_decay=2.0,
+        weight_decay=1.0,
         steps=3000,
         loss=1e-2,
         named={"learned": _LEARNED},
