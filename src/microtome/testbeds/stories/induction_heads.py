@@ -3,9 +3,9 @@
 1. Rows of random words, said again and again with a period of their own, so that nothing but the row itself tells
    what comes next.
 2. The behaviour: how often the next word of a repeat is the model's first choice.
-3. The heads, by where they look: `previous_token` heads at the word before, `induction` heads at the words that
-   followed earlier sayings of the present one. A head has a role where it looks there with at least `SHARE` of its
-   attention.
+3. The heads, by where they look: `induction` heads at the words that followed earlier sayings of the present one,
+   `previous_token` heads, in layers below those, at the word before. A head has a role where it looks there at least
+   half as much as the head that does so most, and that one `TIMES` as much as even attention would.
 4. Needed: the behaviour with the heads of a role replaced by their mean output, and with all other heads of the same
    layers so.
 5. The algorithm: previous-token heads tell a word which word came before it, and induction heads find it by that: the
@@ -33,7 +33,7 @@ from microtome.testbeds.case import generator
 from microtome.testbeds.stories.corpus import CONTEXT
 from microtome.testbeds.stories.grammar import BOS
 
-SHARE = 0.5
+TIMES = 3.0
 SHORTEST, LONGEST = 12, 24
 ROLES = ("previous_token", "induction")
 Heads = tuple[tuple[int, int], ...]
@@ -43,13 +43,15 @@ Heads = tuple[tuple[int, int], ...]
 class Account:
     """What was found. Behaviours are shares of first choices that are right, of `count` words.
 
-    looks: each head's attention by role, `[layer, head]`. roles: the heads by role, as (layer, head).
+    looks: each head's attention by role, `[layer, head]`. evenly: what even attention would give.
+    roles: the heads by role, as (layer, head).
     behaviour: of the model as it is. without: of the model without the heads of a role. without_others: without all
     other heads of the layers that hold heads of the role, NaN where there are none.
     cut: with the queries (q), keys (k) or values (v) of induction heads as they would be without previous-token heads.
     """
 
     looks: Mapping[str, Float[Tensor, "layer head"]]
+    evenly: Mapping[str, float]
     roles: Mapping[str, Heads]
     behaviour: float
     without: Mapping[str, float]
@@ -87,8 +89,8 @@ def account(model: Model, rows: int = 16, seed: int = 0) -> Account:
         raise InputError(f"{model.name} has no map of parts, so no heads; give a transformer")
     tokens, first = repeats(model, rows, seed)
     asked = first[:, 1:] > 1  # the word that begins a saying is left out: at first, nothing tells it
-    looks = _looks(model, tokens, first)
-    roles: dict[str, Heads] = {role: _above(looks[role]) for role in ROLES}
+    looks, evenly = _looks(model, tokens, first)
+    roles = _roles(looks, evenly)
     means = _means(model, tokens)
 
     def right(edits: Sequence[Edit]) -> float:
@@ -100,6 +102,7 @@ def account(model: Model, rows: int = 16, seed: int = 0) -> Account:
     others = {role: _others(heads, model.n_heads) for role, heads in roles.items()}
     return Account(
         looks,
+        evenly,
         roles,
         right([]),
         without,
@@ -111,26 +114,27 @@ def account(model: Model, rows: int = 16, seed: int = 0) -> Account:
 
 def _looks(
     model: Model, tokens: Int[Tensor, "row column"], first: Int[Tensor, "row column"]
-) -> dict[str, Float[Tensor, "layer head"]]:
-    """Mean attention to the word before, and to all words that followed earlier sayings of the present one."""
-    columns = tokens.shape[1]
-    place = torch.arange(columns)
+) -> tuple[dict[str, Float[Tensor, "layer head"]], dict[str, float]]:
+    """Mean attention to the word before, and to all words that followed earlier sayings of the present one; and what
+    even attention would give."""
+    place = torch.arange(tokens.shape[1])
     before = (place[:, None] - 1 == place).expand(len(tokens), -1, -1)
-    same = tokens[:, :, None] == tokens[:, None, :]
-    followed = torch.zeros_like(same)
-    followed[:, :, 1:] = same[:, :, :-1]
+    followed = torch.zeros_like(before)
+    followed[:, :, 1:] = tokens[:, :, None] == tokens[:, None, :-1]
     followed &= place[:, None] >= place
+    where = {"previous_token": before, "induction": followed}
     asked = {"previous_token": (first >= 0) | (place > 1), "induction": first >= 0}
     seen = model.run(tokens, read=[Site("pattern", n) for n in range(model.n_layers)])
     patterns = torch.stack([seen[Site("pattern", n)] for n in range(model.n_layers)], dim=1)
-    return {
-        role: _mean_mass(patterns, where, asked[role])
-        for role, where in (("previous_token", before), ("induction", followed))
-    }
+    even = (place[:, None] >= place) / (place[:, None] + 1.0)
+    return (
+        {role: _mean_mass(patterns, where[role], asked[role]) for role in ROLES},
+        {role: float(_mean_mass(even[None, None, None], where[role], asked[role])) for role in ROLES},
+    )
 
 
 def _mean_mass(
-    patterns: Float[Tensor, "row layer head query key"],
+    patterns: Float[Tensor, "#row layer head query key"],
     where: Bool[Tensor, "row query key"],
     asked: Bool[Tensor, "row query"],
 ) -> Float[Tensor, "layer head"]:
@@ -138,8 +142,19 @@ def _mean_mass(
     return (mass * asked[:, None, None]).sum((0, 3)) / asked.sum()
 
 
-def _above(looks: Float[Tensor, "layer head"]) -> Heads:
-    return tuple((int(n), int(h)) for n, h in torch.nonzero(looks >= SHARE))
+def _roles(looks: Mapping[str, Float[Tensor, "layer head"]], evenly: Mapping[str, float]) -> dict[str, Heads]:
+    induction = _foremost(looks["induction"], evenly["induction"])
+    below = min((n for n, _ in induction), default=0)
+    return {
+        "previous_token": _foremost(looks["previous_token"][:below], evenly["previous_token"]),
+        "induction": induction,
+    }
+
+
+def _foremost(looks: Float[Tensor, "layer head"], evenly: float) -> Heads:
+    if not len(looks) or float(looks.max()) < TIMES * evenly:
+        return ()
+    return tuple((int(n), int(h)) for n, h in torch.nonzero(looks >= looks.max() / 2))
 
 
 def _others(heads: Heads, n_heads: int) -> Heads:
