@@ -42,9 +42,9 @@ card = TestbedCard(
     "In-context Learning and Induction Heads; Elhage et al. (2022), Toy Models of Superposition",
     kinds=("labels", "roles", "features", "quantities"),
     misleads=(
-        "Labels say what made a token, not that the model represents it. A role says that a head is needed and where "
-        "it looks, not that it does nothing else. A part that is needed alone is not all of the circuit: parts that "
-        "stand in for each other are missed."
+        "Labels say what made a token, not that the model represents it. A role says where heads look and that they are "
+        "needed together, not that they do nothing else or that no other head is needed. A part that is needed alone is "
+        "not all of the circuit: parts that stand in for each other are missed."
     ),
 )
 
@@ -137,8 +137,9 @@ def _induction(model: Model, seed: int, least: float) -> tuple[dict[str, tuple[s
     evidence = [
         share("", found.behaviour, least=least),
         *(share(f" without the {role} heads", value, most=half) for role, value in found.without.items()),
+        # Not bounded: where many heads share a role, those below the mark may be needed too.
         *(
-            share(f" without the other heads of the {role} heads' layers", value, least=half)
+            share(f" without the other heads of the {role} heads' layers", value)
             for role, value in found.without_others.items()
             if not np.isnan(value)
         ),
