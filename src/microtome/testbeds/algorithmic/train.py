@@ -103,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="at most so many steps, for a trial")
     parser.add_argument("--keep", type=int, nargs="*", default=(), help="steps after which weights are kept")
     given = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # sums depend on how they are split; and small networks gain nothing from more
     write(task_of(given.name, given.case), given.seed, given.out, steps=given.steps, keep=given.keep)
 
 
