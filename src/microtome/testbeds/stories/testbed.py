@@ -42,9 +42,9 @@ card = TestbedCard(
     "In-context Learning and Induction Heads; Elhage et al. (2022), Toy Models of Superposition",
     kinds=("labels", "roles", "features", "quantities"),
     misleads=(
-        "Labels say what made a token, not that the model represents it. A role says where heads look and that they are "
-        "needed together, not that they do nothing else or that no other head is needed. A part that is needed alone is "
-        "not all of the circuit: parts that stand in for each other are missed."
+        "Labels say what made a token, not that the model represents it. A role says where heads look and that they "
+        "are needed together, not that they do nothing else or that no other head is needed. A part that is needed "
+        "alone is not all of the circuit: parts that stand in for each other are missed."
     ),
 )
 
