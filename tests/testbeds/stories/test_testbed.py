@@ -62,6 +62,14 @@ def test_the_same_seed_gives_the_same_case_and_another_another(induction: Case) 
     assert not torch.equal(other.pairs.clean, induction.pairs.clean)
 
 
+def test_where_several_seeds_ship_the_seed_chooses_the_network() -> None:
+    seeds = [seed for name, seed in family.shipped() if name == "attention-1-layer"]
+    assert len(seeds) > 1
+    one, two = (testbed.build("attention-1-layer", seed) for seed in (1, 1 + len(seeds)))
+    assert one.model.name == two.model.name == "attention-1-layer-1"
+    assert not torch.equal(one.tokens, two.tokens)
+
+
 def test_a_part_is_needed_as_much_as_one_pass_without_it_says(induction: Case) -> None:
     pairs, model = induction.pairs, induction.model
     metric = build_metric("logit-difference", pairs)

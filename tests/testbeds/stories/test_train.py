@@ -141,6 +141,7 @@ def test_the_command_trains_a_member_as_told_and_ships_it(
     card = (tmp_path / "run" / "README.md").read_text()
     assert "--no-mlp" in card
     assert "Transformer` with" in card
+    assert 'microtome.load("DIR")' in card
 
 
 def test_the_command_takes_single_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

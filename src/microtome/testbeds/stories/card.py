@@ -5,6 +5,8 @@ Every number in the card comes from the log, so that the two cannot disagree.
 
 from typing import Any
 
+from microtome.testbeds.stories.network import Settings, differences
+
 _REQUIRED = {"induction": 0.95, "indirect_object": 0.95, "agreement": 0.99, "fact": 0.95}
 _MEASURED = {
     "induction": "random words said again, from the second word of the repeat on; first choice",
@@ -49,13 +51,7 @@ An ordinary `{make}` with {log["parameters"]:,} parameters ({settings["layers"]}
 `microtome.testbeds.stories` generates. The variables that made each token of its text are known, so it is a place
 where right answers are known; the tasks of `microtome.data` are within its language.
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from microtome.models import bundled
-
-model = AutoModelForCausalLM.from_pretrained(bundled.path())
-tokenizer = AutoTokenizer.from_pretrained(bundled.path())
-```
+{_use(settings)}
 
 The tokenizer knows whole words, pairs of digits and single signs, and puts `<bos>` in front. Write `17 32` as
 `1732`. White space only separates. Words it does not know become `<unk>`.
@@ -84,6 +80,22 @@ On {held_out["documents"]} held-out stories, loss {held_out["loss"]:.4f} nats pe
 It knows {log["vocabulary"]} tokens and the sentences of its generator, nothing of the world beside them. That a
 name is followed by *she* or *he* is a rule of these stories, not a statement about people. Do not use it to write.
 """
+
+
+def _use(settings: dict[str, Any]) -> str:
+    if differences(settings, Settings()):
+        return """```python
+import microtome
+
+model = microtome.load("DIR")
+```"""
+    return """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from microtome.models import bundled
+
+model = AutoModelForCausalLM.from_pretrained(bundled.path())
+tokenizer = AutoTokenizer.from_pretrained(bundled.path())
+```"""
 
 
 def _option(name: str, value: object) -> str:

@@ -115,20 +115,18 @@ def _chants(draw: Draw, writer: Writer, names: list[str]) -> None:
             writer.chant(20 + draw.below(40), 1 + draw.below(2), gap, anything)
 
 
-def _write(seed: int, index: int, split: Split, chants: float) -> Writer:
+def _write(seed: int, index: int, split: Split) -> Writer:
     draw = Draw(split, seed, index)
     names = _cast(draw, split)
     writer = Writer(draw, _people(draw, names), held_out=split == "held-out")
-    if draw.uniform() < chants:
+    if draw.uniform() < CHANT_SHARE:
         _chants(draw, writer, names)
     while len(writer.rows) < CONTEXT:
         writer.sentence()
     return writer
 
 
-def documents(
-    seed: int, first: int, count: int, split: Split = "train", chants: float = CHANT_SHARE
-) -> Corpus:
+def documents(seed: int, first: int, count: int, split: Split = "train") -> Corpus:
     """Documents ``first`` to ``first + count - 1`` of a split, with their latents.
 
     Args:
@@ -136,7 +134,6 @@ def documents(
         first: index of the first document.
         count: how many.
         split: ``"train"`` or ``"held-out"``.
-        chants: the share of documents that are chants, not stories.
 
     Raises:
         InputError: if ``first`` or ``count`` is negative.
@@ -146,7 +143,7 @@ def documents(
     columns = np.empty((count, CONTEXT, len(COLUMNS)), dtype=np.int16)
     sentences = np.empty((3, count, CONTEXT), dtype=np.int16)
     for row, index in enumerate(range(first, first + count)):
-        writer = _write(seed, index, split, chants)
+        writer = _write(seed, index, split)
         columns[row] = writer.rows[:CONTEXT]
         starts = np.array(writer.starts, dtype=np.int16)
         ordinal = np.searchsorted(starts[:, 0], np.arange(CONTEXT), side="right") - 1
