@@ -57,7 +57,6 @@ card = Card(
 )
 
 
-
 class Config(base.Config):
     """Settings of the Fourier account."""
 

@@ -37,11 +37,6 @@ MACHINES: Mapping[str, Table] = {
     "flip_flop": ((0, 1), (0, 0), (1, 1)),
     # a walk on four places in a row, that stops at the walls
     "corridor": ((0, 0, 1, 2), (1, 2, 3, 3)),
-    # three things and two ways to change their order: not commutative, but solvable
-    "symmetric_three": (
-        (1, 2, 0, 5, 3, 4),
-        (3, 4, 5, 0, 1, 2),
-    ),
     # one of five things under two even changes of order that make A5, the smallest group that is not solvable
     "alternating_five": ((0, 1, 2, 3, 4), (1, 2, 0, 3, 4), (1, 2, 3, 4, 0)),
 }
@@ -49,7 +44,7 @@ LENGTH = 10
 
 
 def cases() -> tuple[str, ...]:
-    """`parity`, `flip_flop`, `corridor`, `symmetric_three`, `alternating_five`."""
+    """`parity`, `flip_flop`, `corridor`, `alternating_five`."""
     return tuple(MACHINES)
 
 
@@ -103,7 +98,7 @@ def task(case: str) -> Task:
         rate=3e-3,
         weight_decay=0.01,
         steps=4000,
-        loss=5e-3,
+        loss=5e-3 if table.shape[1] < 5 else 1e-3,  # with more states, whole rows are harder to get right
     )
 
 

@@ -65,8 +65,9 @@ class Task:
 
     testbed, case: whose it is. sizes: of the `TransformerConfig`.
     batch: the rows of step `n` under a seed. held_out: rows that no step of that seed has.
-    rate, weight_decay, steps: of AdamW, the steps at most. accuracy: the share of held-out rows that must be right in
-    every place. loss: the mean loss on them, in nats, at which training ends.
+    rate, weight_decay, steps: of AdamW, the steps at most; in the last third of them the rate falls to nothing.
+    accuracy: the share of held-out rows that must be right in every place. loss: the mean loss on them, in nats, at
+    which training ends.
     forward: logits of ids in training, `whole` or, where nothing but the last place is asked, `last_of_one_layer`.
     """
 
@@ -129,7 +130,7 @@ def fit(
         lambda step: task.batch(seed, step),
         lambda module, rows: mean_loss(module, rows, task.forward),
         task.steps if steps is None else steps,
-        rate=lambda step: min(1.0, (step + 1) / 10),
+        rate=lambda step: min(1.0, (step + 1) / 10, 3 * (task.steps - step) / task.steps),
         keep=keep,
         done=lambda module: bool(mean_loss(module, unseen, task.forward) < task.loss),
         check_every=task.check_every,
