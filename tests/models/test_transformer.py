@@ -184,3 +184,33 @@ def test_it_learns_to_copy_what_followed_a_token_before() -> None:
         accuracies[layers] = float((guess == held_out[:, 11:]).float().mean())
     assert accuracies[2] > 0.9
     assert accuracies[1] < 0.6
+
+
+def test_without_causality_a_position_sees_later_ones() -> None:
+    """The same weights, the mask apart; sweeps and checks know that every column may change."""
+    from microtome.core.edits import Zero
+    from microtome.models.sweep import Variant, sweep
+
+    sizes = {
+        "vocab_size": 11,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
+    torch.manual_seed(0)
+    both = Transformer(TransformerConfig(**sizes, causal=False)).eval()
+    causal = Transformer(TransformerConfig(**sizes)).eval()
+    causal.load_state_dict(both.state_dict())
+    ids = torch.randint(11, (2, 6))
+    changed = ids.clone()
+    changed[:, -1] = (ids[:, -1] + 1) % 11
+    with torch.no_grad():
+        assert torch.equal(causal(ids).logits[:, 0], causal(changed).logits[:, 0])
+        assert (both(ids).logits[:, 0] - both(changed).logits[:, 0]).abs().max() > 1e-6
+    model = load(both)
+    edit = Zero("z.1.h0@2")
+    swept = sweep(model, ids, [Variant((edit,))], read=["resid_post.1"])
+    torch.testing.assert_close(
+        swept.values[next(iter(swept.values))][0], model.run(ids, ["resid_post.1"], [edit])["resid_post.1"]
+    )

@@ -3,6 +3,7 @@
 An `Anatomy` is one stack of blocks (a decoder or an encoder) with its sizes; it holds references, never copies.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -29,12 +30,24 @@ class Anatomy:
                 "list of modules there. Load the whole model, or address its modules by path: load(module, family=None)"
             )
         self.blocks: list[nn.Module] = list(blocks)
+        if absent := self._norms_taken_out():
+            self.family = replace(family, **dict.fromkeys(absent, ""))  # type: ignore[arg-type]
         self.sizes = sizes(config) | {"n_layers": len(self.blocks)}
         self.norm_eps = float(
             next((getattr(config, n) for n in _EPSILONS if getattr(config, n, None) is not None), 1e-5)
         )
         self._roles: dict[tuple[str, int | None], nn.Module | None] = {}
         self._centred: dict[tuple[str, int | None], bool] = {}
+
+    def _norms_taken_out(self) -> list[str]:
+        """Norms of the family that somebody put nothing in the place of."""
+        places = [
+            (role, submodule(block, getattr(self.family, role)))
+            for role in ("attn_norm", "mlp_norm")
+            for block in self.blocks[:1]
+        ]
+        places.append(("final_norm", self._find(self.family.final_norm)))
+        return [role for role, found in places if isinstance(found, nn.Identity)]
 
     def _find(self, path: str) -> nn.Module | None:
         """A module by path; the first name may be missing (a bare base model) or lie deeper (a composite model)."""

@@ -319,7 +319,7 @@ def _without(family: Family, config: Any) -> Family:
         absent["mlp_gate"] = ""
     if config.positions != "learned":
         absent["pos_embed"] = ""
-    return replace(family, **absent)  # type: ignore[arg-type]
+    return replace(family, **absent, causal=config.causal)  # type: ignore[arg-type]
 
 
 def _wired(family: Family, config: Any) -> Family:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -38,6 +38,7 @@ class TransformerConfig(PreTrainedConfig):  # type: ignore[misc]
     norm: before attention, before the MLP and at the end: LayerNorm, RMSNorm, or none at all.
     hidden_act: gelu, relu, solu (x · softmax(x)); with a gate: bilinear (gate · x), silu (silu(gate) · x).
     bias: whether the linear layers inside the blocks have one.
+    causal: whether a position sees no later one. Without, it reads whole texts and does not generate.
     """
 
     model_type = "microtome"
@@ -54,6 +55,7 @@ class TransformerConfig(PreTrainedConfig):  # type: ignore[misc]
     norm: Literal["layer", "rms", "none"] = "layer"
     hidden_act: Literal["gelu", "relu", "solu", "bilinear", "silu"] = "gelu"
     bias: bool = True
+    causal: bool = True
     rope_theta: float = 10000.0
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
@@ -111,11 +113,9 @@ def eager_attention_forward(
 class Attention(nn.Module):
     """Every head moves what it finds at earlier positions to this one."""
 
-    is_causal = True
-
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config, self.layer, self.is_causal = config, layer, config.causal
         width = config.num_attention_heads * config.head_dim
         self.q = nn.Linear(config.hidden_size, width, bias=config.bias)
         self.k = nn.Linear(config.hidden_size, width, bias=config.bias)
@@ -227,7 +227,8 @@ class Transformer(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     ) -> CausalLMOutputWithPast:
         """Logits `[batch, position, token]` (of the last `logits_to_keep` positions; 0 = all), and the mean loss of
         `labels`, which are the ids themselves (-100: not counted)."""
-        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
+        caches = self.config.use_cache if use_cache is None else use_cache
+        if past_key_values is None and caches and self.config.causal:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -235,7 +236,10 @@ class Transformer(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         stream = self.embed(input_ids)
         if self.pos_embed is not None:
             stream = stream + self.pos_embed(position_ids)
-        mask = create_causal_mask(self.config, stream, attention_mask, past_key_values, position_ids)
+        if self.config.causal:
+            mask = create_causal_mask(self.config, stream, attention_mask, past_key_values, position_ids)
+        else:
+            mask = create_bidirectional_mask(self.config, stream, attention_mask)
         for block in self.blocks:
             stream = block(stream, mask, position_ids, past_key_values)
         logits = self.unembed(self.final_norm(stream[:, -logits_to_keep:]))
