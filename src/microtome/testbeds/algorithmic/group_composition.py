@@ -40,7 +40,7 @@ card = TestbedCard(
 )
 
 Permutation = tuple[int, ...]
-_GENERATORS: Mapping[str, tuple[Permutation, ...]] = {
+GENERATORS: Mapping[str, tuple[Permutation, ...]] = {
     "cyclic": (tuple((i + 1) % 41 for i in range(41)),),
     "dihedral": (tuple((i + 1) % 29 for i in range(29)), tuple(-i % 29 for i in range(29))),
     "alternating": ((1, 2, 0, 3, 4), (1, 2, 3, 4, 0)),
@@ -51,9 +51,9 @@ _LEARNED = 0.9
 
 
 def cases() -> tuple[str, ...]:
-    """`cyclic` (41 elements), `dihedral` (of the 29-gon, 58), `alternating` (A5, 60: the smallest group that is simple
-    and not cyclic). Much smaller ones are remembered and never understood: too few pairs tell of the structure."""
-    return tuple(_GENERATORS)
+    """None yet: of the groups here none has a trained network that answers 99 % of the unseen pairs, so this is not
+    offered as a testbed. `build` trains one of them, for minutes, and refuses it where it does not get there."""
+    return ()
 
 
 def elements(generators: tuple[Permutation, ...]) -> list[Permutation]:
@@ -70,9 +70,9 @@ def elements(generators: tuple[Permutation, ...]) -> list[Permutation]:
 @cache
 def table(case: str) -> Int[Tensor, "a b"]:
     """The number of the element a·b, for the numbers of a and b; the identity has number 0."""
-    if case not in _GENERATORS:
-        raise InputError(f"group composition has the cases {', '.join(_GENERATORS)}, not {case!r}")
-    every = elements(_GENERATORS[case])
+    if case not in GENERATORS:
+        raise InputError(f"group composition has the cases {', '.join(GENERATORS)}, not {case!r}")
+    every = elements(GENERATORS[case])
     number = {one: i for i, one in enumerate(every)}
     return torch.tensor([[number[tuple(a[i] for i in b)] for b in every] for a in every])
 
@@ -154,7 +154,7 @@ def task(case: str) -> Task:
             "num_hidden_layers": 1,
             "num_attention_heads": 4,
             "head_dim": 16,
-            "intermediate_size": 256,
+            "intermediate_size": 512,
             "max_position_embeddings": 3,
             "norm": "none",
             "hidden_act": "relu",
@@ -164,7 +164,7 @@ def task(case: str) -> Task:
         **full_batch(split),
         rate=5e-3,
         weight_decay=1.0,
-        steps=3000,
+        steps=2500,
         loss=1e-2,
         named={"learned": _LEARNED},
         forward=last_of_one_layer,

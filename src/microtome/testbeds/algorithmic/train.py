@@ -41,7 +41,7 @@ def task_of(name: str, case: str = "") -> Task:
     if name not in NAMES:
         raise InputError(f"{name!r} is no algorithmic testbed; there are {', '.join(NAMES)}")
     module: Any = import_module(f"microtome.testbeds.algorithmic.{name}")
-    return module.task(case or module.cases()[0])
+    return module.task(case or next(iter(module.cases()), ""))
 
 
 def write(
