@@ -2,6 +2,7 @@
 #
 #   make study   set everything up and explain the bundled model, no arguments and no network needed after installing
 #   make test    the tests
+#   make truth   the tests that train networks in full, which take long
 #   make check   format, lint, types
 #   make clean   remove what the above made
 #
@@ -12,7 +13,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: study install test check clean
+.PHONY: study install test truth check clean
 
 study: .venv/.installed
 	$(BIN)/microtome study $(ARGS)
@@ -21,6 +22,9 @@ install: .venv/.installed-dev
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+truth: .venv/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m training $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
