@@ -7,6 +7,7 @@
 """
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -233,3 +234,17 @@ def test_help_is_light() -> None:
 def test_the_menu_is_light() -> None:
     code = "import sys; from microtome.studies import catalog; catalog.menu(); print(*sys.modules)"
     assert not set(HEAVY) & set(python("-c", code).split())
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    tree = (
+        (PACKAGE.parents[1] / "README.md")
+        .read_text(encoding="utf-8")
+        .split("src/microtome/\n")[1]
+        .split("```")[0]
+    )
+    told = set(re.findall(r"(?<![\w/])([a-z]+)/(?=\s)", tree))
+    there = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert there <= told, f"the README's tree leaves out {there - told}"
+    inside = {path.parent.name for path in PACKAGE.glob("testbeds/*/__init__.py")}
+    assert told <= there | inside, f"the README's tree names {told - there - inside}, which is not there"
