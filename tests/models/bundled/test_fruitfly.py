@@ -120,3 +120,11 @@ def test_it_is_found_by_name_without_torch() -> None:
         bundled.path("zebrafish")
     program = "import sys; from microtome.models import bundled as b; b.checkpoints(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_twin_twice_as_wide_is_no_better_by_more_than_a_twentieth_of_a_nat() -> None:
+    """Of what the card says: the model is not held back by its width."""
+    log = json.loads((bundled.path() / "training.json").read_text())
+    assert log["twin"]["width"] == 2 * log["settings"]["width"]
+    assert log["twin"]["difference"] == pytest.approx(log["held_out"]["loss"] - log["twin"]["loss"])
+    assert log["twin"]["difference"] <= 0.05
