@@ -98,7 +98,7 @@ class Result(result.Result):
             )
         table = Table(
             "circuit",
-            ("component", "share lost without it", "attribution", "rank"),
+            ("component", "share lost without it", "estimated change if replaced", "rank"),
             tuple(rows),
             caption=f"{len(rows)} of {count} heads and MLPs keep {data.attrs['kept_share']:.2f} of the behaviour "
             f"on {n} prompts",

@@ -32,49 +32,54 @@ def report(account: Account) -> str:
     return page(f"How {account.model.name} does its tasks", sections, _lead(account))
 
 
-def overview(account: Account) -> Table:
-    """One row a task: the four numbers, the controls, the unexplained share."""
-    rows: list[tuple[Cell, ...]] = []
+def overview(account: Account) -> tuple[Table, Table]:
+    """One row a task: the two accuracies with their controls and what is unexplained; then the two lengths."""
+    accuracy: list[tuple[Cell, ...]] = []
+    length: list[tuple[Cell, ...]] = []
     for task in account.tasks:
+        name, r = task.task.name, task.record
         if task.refused:
-            rows.append((task.task.name, "not explained", *(None,) * 9))
+            accuracy.append((name, "not explained", *(None,) * 5))
+            length.append((name, *(None,) * 4))
             continue
-        r = task.record
-        rows.append(
-            (
-                task.task.name,
-                f"{r['behaviour']['test']['right']:.0%}",
-                r["mathematical_accuracy"],
-                r["random_circuits"],
-                f"{r['mathematical_length']} of {r['components']}",
-                round(r["mathematical_bits"], 1),
-                r["semantic_accuracy"],
-                r["semantic_control"],
-                r["semantic_length"],
-                r["semantic_bits"],
-                r["unexplained"],
-            )
+        right = f"{r['behaviour']['test']['right']:.0%}"
+        kept, random = r["mathematical_accuracy"], r["random_circuits"]
+        accuracy.append(
+            (name, right, kept, random, r["unexplained"], r["semantic_accuracy"], r["semantic_control"])
         )
-    return Table(
-        "The account in numbers",
-        (
-            "task",
-            "right answers",
-            "mathematical accuracy",
-            "… of random circuits",
-            "mathematical length: parts",
-            "… bits to name them",
-            "semantic accuracy",
-            "… dealt to wrong parts",
-            "semantic length: words",
-            "… bits compressed",
-            "unexplained",
+        parts = f"{r['mathematical_length']} of {r['components']}"
+        length.append(
+            (name, parts, round(r["mathematical_bits"], 1), r["semantic_length"], r["semantic_bits"])
+        )
+    return (
+        Table(
+            "How accurate the account is",
+            (
+                "task",
+                "right answers",
+                "mathematical accuracy",
+                "… of random circuits",
+                "unexplained",
+                "semantic accuracy",
+                "… dealt to wrong parts",
+            ),
+            tuple(accuracy),
+            caption=(
+                f"On {account.config.held_out} held-out prompts a task. Mathematical accuracy: share of the behaviour "
+                "that the circuit keeps when everything else is replaced by its value on the corrupt prompt. Semantic "
+                "accuracy: share of the predictions made from the sentences that came true."
+            ),
         ),
-        tuple(rows),
-        caption=(
-            f"On {account.config.held_out} held-out prompts a task. Mathematical accuracy: share of the behaviour that "
-            "the circuit keeps when everything else is replaced by its value on the corrupt prompt. Semantic accuracy: "
-            "share of the predictions made from the sentences that came true."
+        Table(
+            "How long the account is",
+            (
+                "task",
+                "mathematical length: parts",
+                "… bits to name them",
+                "semantic length: words",
+                "… bits compressed",
+            ),
+            tuple(length),
         ),
     )
 
@@ -85,16 +90,23 @@ def _lead(account: Account) -> tuple[str, ...]:
     model = account.model
     what = (
         f"`{model.name}` is a {model.anatomy.family.name} model with {model.n_layers} layers of {model.n_heads} heads. "
-        f"Of {len(account.tasks)} tasks put to it, {len(done)} could be studied at the level of heads and MLPs"
-        + (f"; {len(refused)} could not, for the reasons given below." if refused else ".")
+        + (
+            f"The task put to it {'could' if done else 'could not'} be studied at the level of heads and MLPs"
+            if len(account.tasks) == 1
+            else f"Of {len(account.tasks)} tasks put to it, {len(done)} could be studied at the level of heads and MLPs"
+        )
+        + ("; what could not is told below, with the reason." if refused else ".")
     )
     if not done:
         return (what,)
     accuracy = [t.record["mathematical_accuracy"] for t in done]
     hits = [sum(t.record["semantic_hits"][i] for t in done) for i in (0, 1)]
+    kept = f"The circuits keep {min(accuracy):.2f} to {max(accuracy):.2f}"
+    if len(done) == 1:
+        kept = f"Its circuit keeps {accuracy[0]:.2f}"
     return (
         what,
-        f"The circuits keep {min(accuracy):.2f} to {max(accuracy):.2f} of the behaviour on prompts they were not found "
+        f"{kept} of the behaviour on prompts {'it was' if len(done) == 1 else 'they were'} not found "
         f"on. Of {hits[1]} predictions made from the descriptions before those prompts were run, {hits[0]} came true. "
         "What is not explained is listed with each task, and at the end.",
     )
@@ -102,7 +114,7 @@ def _lead(account: Account) -> tuple[str, ...]:
 
 def _overview(account: Account) -> Section:
     refused = [f"`{t.task.name}` was not studied: {t.refused}." for t in account.tasks if t.refused]
-    return Section("Overview", tuple(refused), (overview(account),))
+    return Section("Overview", tuple(refused), overview(account))
 
 
 def _task(task: TaskAccount) -> Section:
