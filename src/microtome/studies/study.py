@@ -182,7 +182,7 @@ class _TaskStudy:
         model, pairs, metric, seed = self.model, self.pairs, self.config.metric, self.config.seed
         patching = activation_patching.Config(
             parts=("resid_pre", "attn_out", "mlp_out"),
-            direction="denoise",
+            direction="both",
             metric=metric,
             seed=seed,
             positions="auto" if columns(pairs) == "slots" else columns(pairs),
