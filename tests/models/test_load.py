@@ -10,7 +10,7 @@ import torch
 from tests.models import families
 from torch import nn
 
-from microtome.core.errors import NotFiniteError, StoreError
+from microtome.core.errors import InputError, NotFiniteError, StoreError
 from microtome.models.load import load
 
 
@@ -151,3 +151,12 @@ def test_loading_takes_the_memory_of_the_checkpoint_and_no_more(tmp_path: Path) 
     assert parameters > 150 * 2**20
     assert taken > 0.9 * parameters, "this measures nothing"
     assert taken <= 1.1 * parameters, f"{taken / parameters:.2f} times the checkpoint"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_folder_without_a_tokenizer_gets_none_rather_than_an_empty_one(name: str, tmp_path: Path) -> None:
+    families.make(name).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert model.tokenizer is None
+    with pytest.raises(InputError, match="has no tokenizer, so it cannot read text"):
+        model.run("once upon a time")

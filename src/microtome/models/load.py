@@ -132,9 +132,11 @@ def _tokenizer(source: str, revision: str | None) -> Any:
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        found = transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception:
         return None
+    # Where there are no files, Transformers makes one that knows its special tokens alone.
+    return None if set(found.get_vocab().values()) <= set(found.all_special_ids) else found
 
 
 def _check_weights(module: nn.Module) -> None:

@@ -249,3 +249,22 @@ def test_real_tokenizers_run_or_refuse(shared_models: Path) -> None:
         else:
             with pytest.raises(InputError, match="one token"):
                 tasks.get(name).pairs(stories, 10)
+
+
+def test_induction_needs_no_particular_word() -> None:
+    """A vocabulary without «a», with and without something that stands before any text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [f"{one}{two}{three}" for one in "klmnp" for two in "eiou" for three in "rst"]
+    for framed in (False, True):
+        inner = Tokenizer(
+            models.WordLevel({word: i for i, word in enumerate(["<unk>", "<s>", *words])}, unk_token="<unk>")
+        )
+        inner.pre_tokenizer = pre_tokenizers.Whitespace()
+        if framed:
+            inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", bos_token="<s>")
+        pairs = tasks.get("induction").pairs(tokenizer, 4)
+        assert bool((pairs.clean[:, 0] == 1).all()) is framed
+        assert 0 not in pairs.clean

@@ -57,7 +57,8 @@ def _cases(tokenizer: PreTrainedTokenizerBase, split: Split, rng: random.Random)
         raise InputError(
             f"induction needs {LENGTH + 1} ordinary tokens in the split {split}, this tokenizer has {len(pool)}"
         )
-    start = encode(tokenizer, "a")
+    # What the tokenizer puts before any text, such as a token of beginning.
+    start = encode(tokenizer, str(tokenizer.decode([pool[0]])).strip())
     while True:
         *tokens, other = rng.sample(pool, LENGTH + 1)
         yield RandomTokens(start.ids[: start.span(0, 1)[0]], tuple(tokens), rng.randrange(LENGTH // 2), other)
