@@ -36,6 +36,8 @@ from microtome.core.site import Site
 from microtome.data import metrics
 from microtome.data.pairs import Pairs
 from microtome.models import select
+from microtome.models.components import components as every_component
+from microtome.models.components import parse
 from microtome.models.model import Model
 from microtome.models.sweep import Variant
 from microtome.patching import components, protocol
@@ -207,13 +209,9 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     that give no reference (positions that do not align, nothing to resample from)."""
     config = config or Config()
     with measure() as recorder:
-        chosen = (
-            components.components(model)
-            if config.components is None
-            else components.parse(model, config.components)
-        )
-        kept = None if config.keep is None else components.parse(model, config.keep)
-        removed = () if kept is None else tuple(s for s in components.components(model) if s not in kept)
+        chosen = every_component(model) if config.components is None else parse(model, config.components)
+        kept = None if config.keep is None else parse(model, config.keep)
+        removed = () if kept is None else tuple(s for s in every_component(model) if s not in kept)
         contrast = Contrast.of(model, data, config.metric, [*chosen, *removed], config.seed)
         recorder.add(passes=2)
         ablate = _Ablation(contrast, config)

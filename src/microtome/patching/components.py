@@ -1,4 +1,4 @@
-"""Heads and MLPs as the components of a network: which there are, which comes before which, how to hold them still.
+"""Which component of a network comes before which, and how is one held still?
 
 A component reads the stream and adds to it. Held still (frozen) means that what it adds, `attn_out` or `mlp_out`, is
 set to its value in the base run, whatever it reads. Norms on the way belong to their readers and are computed anew.
@@ -24,29 +24,6 @@ Order = tuple[int, int]
 END: Final[Order] = (1 << 30, 0)
 _ATTENTION: Final = ("q", "k", "v", "z", "attn_out")
 _MLP: Final = ("mlp_in", "mlp_out")
-
-
-def components(model: Model) -> tuple[Site, ...]:
-    """All heads and MLPs, in the order of a pass."""
-    found: list[Site] = []
-    for layer in range(model.n_layers):
-        found += [Site("z", layer, heads=(head,)) for head in range(model.n_heads)]
-        if model.has(mlp := Site("mlp_out", layer)):
-            found.append(mlp)
-    return tuple(found)
-
-
-def parse(model: Model, names: Sequence[str]) -> tuple[Site, ...]:
-    """Components by name. Raises `SiteError` for one that this model does not have."""
-    known = components(model)
-    found = tuple(Site.parse(name) for name in names)
-    for site in found:
-        if site not in known:
-            raise SiteError(
-                f"{site} is not a component of {model.name}: write z.LAYER.hHEAD (layers 0 … {model.n_layers - 1}, "
-                f"heads 0 … {model.n_heads - 1}) or mlp_out.LAYER"
-            )
-    return found
 
 
 def order(model: Model, site: Site) -> Order:

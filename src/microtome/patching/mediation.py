@@ -33,6 +33,8 @@ from microtome.core.shapes import Shape, Table
 from microtome.core.site import Site
 from microtome.data import metrics
 from microtome.data.pairs import Pairs
+from microtome.models.components import components as every_component
+from microtome.models.components import parse
 from microtome.models.model import Model
 from microtome.models.sweep import Variant
 from microtome.patching import components, protocol
@@ -138,7 +140,7 @@ class Result(result.Result):
 def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     """Measure each component. Raises `SiteError` for unknown ones, `FamilyError` where mediators cannot be held."""
     config = config or Config()
-    chosen = components.parse(model, config.components) if config.components else components.components(model)
+    chosen = parse(model, config.components) if config.components else every_component(model)
     with measure() as recorder:
         mediators = components.between(model, (-1, 0), END)
         contrast = Contrast.of(model, data, config.metric, [*chosen, *mediators], config.seed)

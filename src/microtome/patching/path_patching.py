@@ -34,6 +34,8 @@ from microtome.core.shapes import Shape, Table
 from microtome.core.site import Site
 from microtome.data import metrics
 from microtome.data.pairs import Pairs
+from microtome.models.components import components as every_component
+from microtome.models.components import parse
 from microtome.models.model import Model
 from microtome.models.sweep import Variant, sweep
 from microtome.patching import components, protocol
@@ -148,8 +150,8 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     """
     config = config or Config()
     receivers = [_receivers(model, text) for text in config.receivers]
-    named = () if config.senders is None else components.parse(model, config.senders)
-    senders = named or components.components(model)
+    named = () if config.senders is None else parse(model, config.senders)
+    senders = named or every_component(model)
     for sender in named:
         if not any(_edge(model, sender, group) for group in receivers):
             raise SiteError(
