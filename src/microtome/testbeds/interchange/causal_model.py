@@ -1,0 +1,109 @@
+"""What would the answer be if one variable had another value? A small causal model: named variables over tokens.
+
+1. Every variable is a function of its parents, which are variables too, or the tokens themselves.
+2. To run the model is to compute each variable after its parents.
+3. To interchange variables is to give them the values that they have for other tokens, and to compute the rest.
+
+Values are whole numbers, one a place of the row: what a head or an MLP holds is held place by place.
+Reference: Geiger et al. (2021), Causal Abstractions of Neural Networks.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+
+from jaxtyping import Int
+from torch import Tensor
+
+from microtome.core.errors import InputError
+
+Values = Int[Tensor, "row column"]
+TOKENS = "tokens"
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable: the values of its parents, in their order, go into `compute`. Parents may name `tokens`."""
+
+    name: str
+    parents: tuple[str, ...]
+    compute: Callable[..., Values]
+
+
+@dataclass(frozen=True)
+class CausalModel:
+    """Variables, of which the last named is the answer.
+
+    Raises `InputError` for a repeated or reserved name, an unknown parent, a variable with no parent, and a circle.
+    """
+
+    variables: tuple[Variable, ...]
+
+    def __post_init__(self) -> None:
+        names = [variable.name for variable in self.variables]
+        if not names:
+            raise InputError("a causal model needs at least one variable, the answer")
+        if len({*names, TOKENS}) != len(names) + 1:
+            raise InputError(f"{names} repeat a name or take the name {TOKENS!r}; name each variable once")
+        for variable in self.variables:
+            if not variable.parents or (unknown := {*variable.parents} - {*names, TOKENS}):
+                asked = sorted(unknown) if variable.parents else "none"
+                raise InputError(
+                    f"the parents of {variable.name} are {asked}, expected some of {names} or {TOKENS}"
+                )
+        try:
+            self._order  # noqa: B018
+        except CycleError as error:
+            raise InputError(
+                f"the variables {', '.join(error.args[1])} cause each other in a circle; a causal model has none"
+            ) from error
+
+    @property
+    def answer(self) -> str:
+        """The name of the variable that the network must say."""
+        return self.variables[-1].name
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """The names of all the others."""
+        return tuple(variable.name for variable in self.variables[:-1])
+
+    def parents(self, name: str) -> tuple[str, ...]:
+        """The parents of a variable. Raises `InputError` for an unknown one."""
+        return self._variable(name).parents
+
+    def run(self, tokens: Values, given: Mapping[str, Values] | None = None) -> dict[str, Values]:
+        """The value of every variable, by name. given: values that are set from outside instead of computed."""
+        given = given or {}
+        for name in given:
+            self._variable(name)
+        values = {TOKENS: tokens}
+        for name in self._order:
+            if name in given:
+                values[name] = given[name]
+            elif name != TOKENS:
+                variable = self._variable(name)
+                values[name] = variable.compute(*(values[parent] for parent in variable.parents))
+        del values[TOKENS]
+        return values
+
+    def interchange(self, base: Values, source: Values, names: Collection[str]) -> Values:
+        """The answer for `base` if the named variables had the values that they have for `source`, row by row."""
+        other = self.run(source)
+        for name in names:
+            self._variable(name)
+        return self.run(base, {name: other[name] for name in names})[self.answer]
+
+    @cached_property
+    def _order(self) -> tuple[str, ...]:
+        parents = {variable.name: variable.parents for variable in self.variables}
+        return tuple(TopologicalSorter(parents).static_order())
+
+    def _variable(self, name: str) -> Variable:
+        for variable in self.variables:
+            if variable.name == name:
+                return variable
+        raise InputError(
+            f"there is no variable {name!r}; there are {', '.join(v.name for v in self.variables)}"
+        )

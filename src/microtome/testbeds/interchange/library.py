@@ -1,0 +1,277 @@
+"""Nine tasks: what each asks, the causal model that answers it, and the heads and MLPs where its variables stand.
+
+The answer is one of the words, at the last place or (histogram, fractions, brackets) at several. A head that reads only
+values looks at fixed places, or at all of them alike; one that reads queries and keys looks where the tokens say.
+"""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from microtome.core.errors import InputError
+from microtome.testbeds.algorithmic.network import UNASKED
+from microtome.testbeds.interchange.alignment import Place
+from microtome.testbeds.interchange.causal_model import TOKENS, CausalModel, Variable
+from microtome.testbeds.interchange.task import Rows, Task
+
+
+def task(name: str) -> Task:
+    """A task of the library. Raises `InputError` for an unknown name."""
+    for one in TASKS:
+        if one.name == name:
+            return one
+    raise InputError(
+        f"there is no interchange task {name!r}; there are {', '.join(one.name for one in TASKS)}"
+    )
+
+
+def _said_last(shift: int) -> Callable[[Rows], Rows]:
+    """The answer at the last place: the value's own word, which stands `shift` further on."""
+
+    def say(value: Rows) -> Rows:
+        answer = torch.full_like(value, UNASKED)
+        answer[:, -1] = value[:, -1] + shift
+        return answer
+
+    return say
+
+
+def _answer(parent: str, shift: int = 0) -> Variable:
+    return Variable("answer", (parent,), _said_last(shift))
+
+
+def _at(place: int) -> Callable[[Rows], Rows]:
+    """What stands at one place, known at every place."""
+    return lambda tokens: tokens[:, place : place + 1].expand_as(tokens).clone()
+
+
+def _same(tokens: Rows) -> Bool[Tensor, "row query key"]:
+    return tokens[:, :, None] == tokens[:, None, :]
+
+
+first_is_last = Task(
+    name="first_is_last",
+    task="Whether the last letter is the first one again.",
+    words=(*"abcdefgh", "no", "yes"),
+    alphabets=(tuple(range(8)),) * 6,
+    model=CausalModel(
+        (
+            Variable("first", (TOKENS,), _at(0)),
+            Variable("same", ("first", TOKENS), lambda first, tokens: (first == tokens).long()),
+            _answer("same", 8),
+        )
+    ),
+    places={"first": Place(("z.0.h3",), {TOKENS: "v"}), "same": Place(("mlp_out.1",))},
+)
+
+modular_sum = Task(
+    name="modular_sum",
+    task="The sum modulo 7 of the second and the fourth of five digits.",
+    words=tuple("0123456"),
+    alphabets=(tuple(range(7)),) * 5,
+    model=CausalModel(
+        (
+            Variable("left", (TOKENS,), _at(1)),
+            Variable("right", (TOKENS,), _at(3)),
+            Variable("sum", ("left", "right"), lambda left, right: (left + right) % 7),
+            _answer("sum"),
+        )
+    ),
+    places={
+        "left": Place(("z.0.h1",), {TOKENS: "v"}),
+        "right": Place(("z.0.h2",), {TOKENS: "v"}),
+        "sum": Place(("mlp_out.1",)),
+    },
+)
+
+majority = Task(
+    name="majority",
+    task="Whether there are more of x, more of y, or as many of both.",
+    words=("x", "y", "-", "more x", "more y", "equal"),
+    alphabets=((0, 1, 2),) * 7,
+    model=CausalModel(
+        (
+            Variable("x_count", (TOKENS,), lambda tokens: (tokens == 0).cumsum(1)),
+            Variable("y_count", (TOKENS,), lambda tokens: (tokens == 1).cumsum(1)),
+            Variable(
+                "majority",
+                ("x_count", "y_count"),
+                lambda x, y: torch.where(x > y, 0, torch.where(x < y, 1, 2)),
+            ),
+            _answer("majority", 3),
+        )
+    ),
+    places={
+        "x_count": Place(("z.0.h0",), {TOKENS: "v"}),
+        "y_count": Place(("z.1.h3",), {TOKENS: "v"}),
+        "majority": Place(("mlp_out.1",)),
+    },
+)
+
+_SHARES = sorted({Fraction(part, whole) for whole in range(1, 7) for part in range(whole + 1)})
+
+
+def _share(tokens: Rows) -> Rows:
+    """Which of the fractions the share of x among the tokens so far is."""
+    table = torch.tensor(
+        [[_SHARES.index(Fraction(min(part, whole), whole)) for part in range(7)] for whole in range(1, 7)]
+    )
+    return table[torch.arange(tokens.shape[1]), (tokens == 0).cumsum(1)]
+
+
+fraction_of_previous = Task(
+    name="fraction_of_previous",
+    task="The share of x among the letters so far, at each place.",
+    words=("x", "y", "z", *map(str, _SHARES)),
+    alphabets=((0, 1, 2),) * 6,
+    model=CausalModel(
+        (
+            Variable("share", (TOKENS,), _share),
+            Variable("fraction", ("share",), torch.clone),
+            Variable("answer", ("fraction",), lambda fraction: fraction + 3),
+        )
+    ),
+    places={"share": Place(("z.0.h1",), {TOKENS: "v"}), "fraction": Place(("mlp_out.1",))},
+)
+
+histogram = Task(
+    name="histogram",
+    task="How often each letter of the row occurs, at its place.",
+    words=(*"abcd", "^", *"12345"),
+    alphabets=((4,), *((0, 1, 2, 3),) * 5),
+    model=CausalModel(
+        (
+            Variable("matches", (TOKENS,), lambda tokens: _same(tokens).sum(-1)),
+            Variable("count", ("matches",), torch.clone),
+            Variable(
+                "answer",
+                ("count",),
+                lambda count: torch.where(torch.arange(count.shape[1]) > 0, count + 4, UNASKED),
+            ),
+        )
+    ),
+    places={"matches": Place(("z.0.h1",), {TOKENS: "qk"}), "count": Place(("mlp_out.0",))},
+    sizes={"num_hidden_layers": 1, "causal": False},
+)
+
+all_different = Task(
+    name="all_different",
+    task="Whether no letter occurs twice.",
+    words=(*"abcdefghij", "^", "no", "yes"),
+    alphabets=((10,), *(tuple(range(10)),) * 5),
+    model=CausalModel(
+        (
+            Variable("earlier", (TOKENS,), lambda tokens: _same(tokens).tril(-1).sum(-1)),
+            Variable("repeated", ("earlier",), lambda earlier: (earlier > 0).long()),
+            Variable("none_repeated", ("repeated",), lambda repeated: 1 - repeated.cummax(1).values),
+            _answer("none_repeated", 11),
+        )
+    ),
+    places={
+        "earlier": Place(("z.0.h2",), {TOKENS: "qk"}),
+        "repeated": Place(("mlp_out.0",)),
+        "none_repeated": Place(("z.1.h0",), {"repeated": "v"}),
+    },
+)
+
+
+def _two_names(rows: Rows) -> Bool[Tensor, " row"]:
+    one, two, three = rows[:, 0], rows[:, 2], rows[:, 4]
+    return (one != two) & ((three == one) | (three == two))
+
+
+indirect_object = Task(
+    name="indirect_object",
+    task="Of two names the one that is not said again.",
+    words=(*"ABCDEF", *"uvw"),
+    alphabets=(tuple(range(6)), (6, 7, 8), tuple(range(6)), (6, 7, 8), tuple(range(6))),
+    model=CausalModel(
+        (
+            Variable(
+                "second_again",
+                (TOKENS,),
+                lambda tokens: (tokens == tokens[:, 2:3]).long() * (tokens == tokens),
+            ),
+            Variable(
+                "other",
+                ("second_again", TOKENS),
+                lambda again, tokens: torch.where(again == 1, tokens[:, :1], tokens[:, 2:3]),
+            ),
+            _answer("other"),
+        )
+    ),
+    places={
+        "second_again": Place(("z.0.h0",), {TOKENS: "qk"}),
+        "other": Place(("z.1.h2",), {"second_again": "q", TOKENS: "v"}),
+    },
+    valid=_two_names,
+)
+
+
+def _every_key_once(rows: Rows) -> Bool[Tensor, " row"]:
+    return (rows[:, 0:8:2].sort(-1).values == torch.arange(4)).all(-1)
+
+
+def _found(before: Rows, tokens: Rows) -> Rows:
+    """The value before which the query stands."""
+    place = 1 + 2 * (before[:, 1:8:2] == tokens[:, -1:]).int().argmax(-1, keepdim=True)
+    return tokens.gather(1, place).expand_as(tokens).clone()
+
+
+look_up = Task(
+    name="look_up",
+    task="Four keys, each with its value, and a key again: its value.",
+    words=(*"abcd", *"012345"),
+    alphabets=(*(tuple(range(4)), tuple(range(4, 10))) * 4, tuple(range(4))),
+    model=CausalModel(
+        (
+            Variable("previous_token", (TOKENS,), lambda tokens: tokens.roll(1, 1)),
+            Variable("found", ("previous_token", TOKENS), _found),
+            _answer("found"),
+        )
+    ),
+    places={
+        "previous_token": Place(("z.0.h1",), {TOKENS: "v"}),
+        "found": Place(("z.1.h3",), {"previous_token": "k", TOKENS: "qv"}),
+    },
+    valid=_every_key_once,
+)
+
+balanced_brackets = Task(
+    name="balanced_brackets",
+    task="Whether the brackets so far are balanced, at each place.",
+    words=("(", ")", "no", "yes"),
+    alphabets=((0, 1),) * 8,
+    model=CausalModel(
+        (
+            Variable("depth", (TOKENS,), lambda tokens: (1 - 2 * tokens).cumsum(1)),
+            Variable("below", ("depth",), lambda depth: (depth < 0).long()),
+            Variable("ever_below", ("below",), lambda below: below.cummax(1).values),
+            Variable(
+                "balanced", ("depth", "ever_below"), lambda depth, ever: ((depth == 0) & (ever == 0)).long()
+            ),
+            Variable("answer", ("balanced",), lambda balanced: balanced + 2),
+        )
+    ),
+    places={
+        "depth": Place(("z.0.h0",), {TOKENS: "v"}),
+        "below": Place(("mlp_out.0",)),
+        "ever_below": Place(("z.1.h2",), {"below": "v"}),
+        "balanced": Place(("mlp_out.1",)),
+    },
+)
+
+TASKS: tuple[Task, ...] = (
+    all_different,
+    balanced_brackets,
+    first_is_last,
+    fraction_of_previous,
+    histogram,
+    indirect_object,
+    look_up,
+    majority,
+    modular_sum,
+)

@@ -1,0 +1,101 @@
+"""Networks that work as a causal model says, as cases: ordinary-looking weights, and the circuit is known.
+
+Nobody laid the weights out; training alone made them so that interchanges of each variable do what the causal model
+says, and that nothing outside the circuit matters. Pairs are rows that differ in one token and in the last answer.
+"""
+
+import torch
+
+from microtome.core.errors import InputError
+from microtome.core.site import Site
+from microtome.data.pairs import Pairs
+from microtome.models.load import load
+from microtome.testbeds.algorithmic.network import contrast
+from microtome.testbeds.case import Case, TestbedCard, Truth, Variable, generator
+from microtome.testbeds.interchange.library import TASKS, task
+from microtome.testbeds.interchange.network import measured, network
+from microtome.testbeds.interchange.task import Task
+
+card = TestbedCard(
+    name="interchange",
+    title="Interchange-trained networks",
+    question="Does a method find the heads, MLPs and edges of a circuit that training, not a compiler, put there?",
+    reference="Geiger et al. (2022), Inducing Causal Structure; Gupta et al. (2024), InterpBench",
+    kinds=("circuit", "roles", "variables", "labels"),
+    misleads=(
+        "The key speaks of interchanges between rows: a part outside the circuit may still matter as a constant, so "
+        "zeroing it may hurt. What positions add never differs between rows and is not in the key. Which direction "
+        "stands for a variable is not known."
+    ),
+)
+
+PAIRS = 64
+
+
+def cases() -> tuple[str, ...]:
+    """Every task of the library."""
+    return tuple(one.name for one in TASKS)
+
+
+def build(case: str, seed: int = 0) -> Case:
+    """A network with its truth. Of a seed that does not ship it is trained, which takes up to a minute or two.
+
+    Raises `InputError` for an unknown task, `TruthError` where training did not reach its target.
+    """
+    one = task(case)
+    module = network(one, seed)
+    tokens = one.held_out(256, generator(seed, -3))
+    shares = measured(one, module, seed)
+    model = load(module)
+    model.name = f"{card.name}/{case} (seed {seed})"
+    values = one.model.run(tokens)
+    return Case(
+        name=f"{card.name}/{case}",
+        task=one.task,
+        model=model,
+        truth=Truth(
+            circuit=one.alignment.circuit(shares.effect),
+            roles={name: place.nodes for name, place in one.places.items()},
+            variables=variables(one),
+            labels={name: values[name] for name in one.model.inner},
+        ),
+        evidence=shares.evidence(),
+        pairs=pairs(one, seed),
+        tokens=tokens,
+        seed=seed,
+    )
+
+
+def variables(one: Task) -> tuple[Variable, ...]:
+    """Where each variable stands, and which part writes it; of directions none is claimed."""
+    found = []
+    for name, place in one.places.items():
+        for node in place.nodes:
+            site = Site.parse(node)
+            width = one.config["head_dim" if site.heads else "hidden_size"]
+            found.append(Variable(name, site, torch.empty(0, width), writer=node))
+    return tuple(found)
+
+
+def pairs(one: Task, seed: int = 0, count: int = PAIRS) -> Pairs:
+    """Unseen rows, each with a row of the task that differs from it in one token, and in the answer at the last place.
+
+    Raises `InputError` for a task whose last answer no single token decides.
+    """
+    source = generator(seed, -4)
+    clean = one.draw(32 * count, False, source)
+    place = torch.randint(clean.shape[1], (len(clean), 1), generator=source)
+    corrupt = clean.scatter(1, place, one.proposals(len(clean), source).gather(1, place))
+    answers, wrong = one.answers(clean)[:, -1], one.answers(corrupt)[:, -1]
+    differ = torch.nonzero((answers != wrong) & one.valid(corrupt))[:count, 0]
+    if not len(differ):
+        raise InputError(f"no single token of {one.name} changes its last answer, so it has no pairs")
+    return contrast(
+        clean[differ],
+        corrupt[differ],
+        answers[differ],
+        wrong[differ],
+        words=lambda token: one.words[token],
+        task=f"{card.name}/{one.name}",
+        seed=seed,
+    )
