@@ -1,7 +1,7 @@
 """Nine tasks: what each asks, the causal model that answers it, and the heads and MLPs where its variables stand.
 
-The answer is one of the words, at the last place or (histogram, fractions, brackets) at several. A head that reads only
-values looks at fixed places, or at all of them alike; one that reads queries and keys looks where the tokens say.
+The answer is one of the words, at the last place or at every place. A head that reads only values looks at fixed
+places, or at all of them alike; one that reads queries and keys looks where the tokens say.
 """
 
 from collections.abc import Callable
@@ -37,6 +37,11 @@ def _said_last(shift: int) -> Callable[[Rows], Rows]:
         return answer
 
     return say
+
+
+def _said_after_the_first(shift: int) -> Callable[[Rows], Rows]:
+    """The answer at every place but the first, which holds a sign: the value's own word."""
+    return lambda value: torch.where(torch.arange(value.shape[1]) > 0, value + shift, UNASKED)
 
 
 def _answer(parent: str, shift: int = 0) -> Variable:
@@ -146,11 +151,7 @@ histogram = Task(
         (
             Variable("matches", (TOKENS,), lambda tokens: _same(tokens).sum(-1)),
             Variable("count", ("matches",), torch.clone),
-            Variable(
-                "answer",
-                ("count",),
-                lambda count: torch.where(torch.arange(count.shape[1]) > 0, count + 4, UNASKED),
-            ),
+            Variable("answer", ("count",), _said_after_the_first(4)),
         )
     ),
     places={"matches": Place(("z.0.h1",), {TOKENS: "qk"}), "count": Place(("mlp_out.0",))},
@@ -159,7 +160,7 @@ histogram = Task(
 
 all_different = Task(
     name="all_different",
-    task="Whether no letter occurs twice.",
+    task="Whether no letter has come twice so far, at each place.",
     words=(*"abcdefghij", "^", "no", "yes"),
     alphabets=((10,), *(tuple(range(10)),) * 5),
     model=CausalModel(
@@ -167,7 +168,7 @@ all_different = Task(
             Variable("earlier", (TOKENS,), lambda tokens: _same(tokens).tril(-1).sum(-1)),
             Variable("repeated", ("earlier",), lambda earlier: (earlier > 0).long()),
             Variable("none_repeated", ("repeated",), lambda repeated: 1 - repeated.cummax(1).values),
-            _answer("none_repeated", 11),
+            Variable("answer", ("none_repeated",), _said_after_the_first(11)),
         )
     ),
     places={
@@ -244,7 +245,7 @@ balanced_brackets = Task(
     name="balanced_brackets",
     task="Whether the brackets so far are balanced, at each place.",
     words=("(", ")", "no", "yes"),
-    alphabets=((0, 1),) * 8,
+    alphabets=((0, 1),) * 10,
     model=CausalModel(
         (
             Variable("depth", (TOKENS,), lambda tokens: (1 - 2 * tokens).cumsum(1)),

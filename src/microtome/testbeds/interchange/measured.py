@@ -8,8 +8,11 @@
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -20,6 +23,7 @@ from microtome.testbeds.case import Evidence
 from microtome.testbeds.interchange.task import Rows, Task
 from microtome.testbeds.interchange.wiring import EdgeName, traced
 
+Name = TypeVar("Name")
 LEAST = 0.99
 LEAST_EFFECT = 0.05  # five times the most that an edge outside the circuit may change
 
@@ -41,20 +45,25 @@ class Measured:
     def evidence(self, least: float = LEAST) -> tuple[Evidence, ...]:
         """Each number with the bound that it must keep: of many, the worst. least: the bound of all but the effects."""
         n = self.rows
-        worst = min(self.interchange_changed, key=lambda names: self.interchange_changed[names])
+        fewest = self.changed[min(self.changed, key=lambda names: self.interchange_changed[names])]
+        kept = {"an edge": self.edge_invariance} | (
+            {"a node": self.node_invariance} if self.node_invariance else {}
+        )
         return (
             Evidence("share of unseen rows answered right", self.accuracy, least, n=n),
-            Evidence("least share right after an interchange", min(self.interchange.values()), least, n=n),
+            Evidence("least share right after an interchange", _least(self.interchange), least, n=n),
             Evidence(
                 "least share right where an interchange changes the answer",
-                self.interchange_changed[worst],
+                _least(self.interchange_changed),
                 least,
-                n=self.changed[worst],
+                n=fewest,
             ),
-            Evidence("least share kept without one node", min(self.node_invariance.values()), least, n=n),
-            Evidence("least share kept without one edge", min(self.edge_invariance.values()), least, n=n),
+            *(
+                Evidence(f"least share kept without {part} outside", _least(shares), least, n=n)
+                for part, shares in kept.items()
+            ),
             Evidence("share kept by the circuit alone", self.all_invariance, least, n=n),
-            Evidence("least share changed by an edge", min(self.effect.values()), LEAST_EFFECT, n=n),
+            Evidence("least share changed by an edge inside", _least(self.effect), LEAST_EFFECT, n=n),
         )
 
 
@@ -102,6 +111,11 @@ def measure(task: Task, module: Transformer, rows: Rows) -> Measured:
         all_invariance=kept(alignment.outside),
         effect={edge: 1 - kept(wiring.mask([edge])) for edge in alignment.edges},
     )
+
+
+def _least(shares: Mapping[Name, float]) -> float:
+    """The smallest; NaN where one is NaN, as of an interchange that changes no answer: then nothing is shown."""
+    return float(np.min([*shares.values()]))
 
 
 def _sets(names: tuple[str, ...]) -> list[tuple[str, ...]]:
