@@ -1,0 +1,1 @@
+"""Networks that are not transformers, reached by module path, and a game whose board is known after every move."""
