@@ -17,7 +17,9 @@ ARITHMETIC = CausalModel(
         Variable("answer", ("product",), lambda product: product),
     )
 )
-ROWS = st.lists(st.lists(st.integers(-9, 9), min_size=3, max_size=3), min_size=1, max_size=4).map(torch.tensor)
+ROWS = st.lists(st.lists(st.integers(-9, 9), min_size=3, max_size=3), min_size=1, max_size=4).map(
+    torch.tensor
+)
 
 
 def same(tokens: torch.Tensor) -> torch.Tensor:
@@ -44,9 +46,7 @@ def test_an_interchange_takes_the_variable_from_the_source(tokens: torch.Tensor,
     for names, answer in expected.items():
         assert torch.equal(ARITHMETIC.interchange(tokens, source, names)[:, 0], answer)
     for names in expected:  # from a row to itself, nothing changes
-        assert torch.equal(
-            ARITHMETIC.interchange(tokens, tokens, names), ARITHMETIC.run(tokens)["answer"]
-        )
+        assert torch.equal(ARITHMETIC.interchange(tokens, tokens, names), ARITHMETIC.run(tokens)["answer"])
 
 
 def test_names() -> None:

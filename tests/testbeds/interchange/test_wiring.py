@@ -131,7 +131,9 @@ def test_each_row_has_edges_of_its_own() -> None:
         assert torch.allclose(together[row], alone[row], **CLOSE)
 
 
-@pytest.mark.parametrize(("layers", "heads", "mlps"), [(1, 1, False), (1, 4, True), (2, 3, True), (3, 2, False)])
+@pytest.mark.parametrize(
+    ("layers", "heads", "mlps"), [(1, 1, False), (1, 4, True), (2, 3, True), (3, 2, False)]
+)
 def test_edges_are_counted(layers: int, heads: int, mlps: bool) -> None:
     # Each layer's heads read, in three ways each, all that is written before; its MLP that and the layer's heads.
     written, expected = 1, 0
