@@ -21,7 +21,7 @@ from microtome.core.errors import InputError
 from microtome.testbeds import kept
 from microtome.testbeds.toys.network import SHIPPED, Recipe, fit, path
 
-NAMES = ("superposition",)
+NAMES = ("computation", "superposition")
 """Modules of this package that have recipes."""
 _CURVE_POINTS = 50
 
