@@ -31,8 +31,8 @@ def test_trained_without_the_other_terms_it_answers_right_in_another_way(
 ) -> None:
     found = holds(replace(small, weights=weights))
     assert found["share of unseen rows answered right"]
-    assert not found["share kept by the circuit alone"]
-    assert not found["least share kept without a node outside"]
+    assert not found["share unchanged by all edges outside at once"]
+    assert not found["least share unchanged by a node outside"]
     # The interchange term alone makes interchanges right; without it they are not.
     assert found["least share right after an interchange"] == (weights.interchange > 0)
 
@@ -67,5 +67,5 @@ def test_of_a_network_without_other_nodes_none_is_told(small: Task) -> None:
     alone = replace(small, places={"first": Place(("z.0.h0",), {TOKENS: "v"})}, sizes=sizes)
     assert not alone.alignment.spared
     named = {one.what for one in measured(alone, alone.new_module(0).eval(), 0).evidence()}
-    assert "least share kept without a node outside" not in named
-    assert "least share kept without an edge outside" in named
+    assert "least share unchanged by a node outside" not in named
+    assert "least share unchanged by an edge outside" in named

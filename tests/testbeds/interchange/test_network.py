@@ -63,16 +63,13 @@ def test_a_file_with_other_settings_is_refused(small: Task, tmp_path: Path) -> N
         network(small, 0, tmp_path)
 
 
-def test_the_command_trains_each_task_of_each_seed(
+def test_the_command_trains_every_task_of_the_library(
     small: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "TASKS", (small,))
     threads = torch.get_num_threads()
-    train.main(["--seed", "0", "1", "--out", str(tmp_path)])
+    train.main(["--seed", "1", "--out", str(tmp_path)])
     torch.set_num_threads(threads)
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "first_again-seed0.safetensors",
-        "first_again-seed1.safetensors",
-    ]
+    assert [file.name for file in tmp_path.iterdir()] == ["first_again-seed1.safetensors"]
     with pytest.raises(InputError, match="no interchange task 'sums'"):
         train.main(["--task", "sums", "--out", str(tmp_path)])

@@ -116,13 +116,17 @@ majority = Task(
     },
 )
 
-_SHARES = sorted({Fraction(part, whole) for whole in range(1, 7) for part in range(whole + 1)})
+_LETTERS = 7
+_SHARES = sorted({Fraction(part, whole) for whole in range(1, _LETTERS + 1) for part in range(whole + 1)})
 
 
 def _share(tokens: Rows) -> Rows:
     """Which of the fractions the share of x among the tokens so far is."""
     table = torch.tensor(
-        [[_SHARES.index(Fraction(min(part, whole), whole)) for part in range(7)] for whole in range(1, 7)]
+        [
+            [_SHARES.index(Fraction(min(part, whole), whole)) for part in range(_LETTERS + 1)]
+            for whole in range(1, _LETTERS + 1)
+        ]
     )
     return table[torch.arange(tokens.shape[1]), (tokens == 0).cumsum(1)]
 
@@ -131,7 +135,7 @@ fraction_of_previous = Task(
     name="fraction_of_previous",
     task="The share of x among the letters so far, at each place.",
     words=("x", "y", "z", *map(str, _SHARES)),
-    alphabets=((0, 1, 2),) * 6,
+    alphabets=((0, 1, 2),) * _LETTERS,
     model=CausalModel(
         (
             Variable("share", (TOKENS,), _share),

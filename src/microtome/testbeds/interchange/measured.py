@@ -8,9 +8,8 @@
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from microtome.testbeds.case import Evidence
 from microtome.testbeds.interchange.task import Rows, Task
 from microtome.testbeds.interchange.wiring import EdgeName, traced
 
-Name = TypeVar("Name")
 LEAST = 0.99
 LEAST_EFFECT = 0.05  # five times the most that an edge outside the circuit may change
 
@@ -46,24 +44,25 @@ class Measured:
         """Each number with the bound that it must keep: of many, the worst. least: the bound of all but the effects."""
         n = self.rows
         fewest = self.changed[min(self.changed, key=lambda names: self.interchange_changed[names])]
-        kept = {"an edge": self.edge_invariance} | (
-            {"a node": self.node_invariance} if self.node_invariance else {}
-        )
+        kept = {"an edge": self.edge_invariance.values(), "a node": self.node_invariance.values()}
         return (
             Evidence("share of unseen rows answered right", self.accuracy, least, n=n),
-            Evidence("least share right after an interchange", _least(self.interchange), least, n=n),
+            Evidence("least share right after an interchange", _least(self.interchange.values()), least, n=n),
             Evidence(
                 "least share right where an interchange changes the answer",
-                _least(self.interchange_changed),
+                _least(self.interchange_changed.values()),
                 least,
                 n=fewest,
             ),
             *(
-                Evidence(f"least share kept without {part} outside", _least(shares), least, n=n)
+                Evidence(f"least share unchanged by {part} outside", _least(shares), least, n=n)
                 for part, shares in kept.items()
+                if shares
             ),
-            Evidence("share kept by the circuit alone", self.all_invariance, least, n=n),
-            Evidence("least share changed by an edge inside", _least(self.effect), LEAST_EFFECT, n=n),
+            Evidence("share unchanged by all edges outside at once", self.all_invariance, least, n=n),
+            Evidence(
+                "least share changed by an edge inside", _least(self.effect.values()), LEAST_EFFECT, n=n
+            ),
         )
 
 
@@ -113,9 +112,9 @@ def measure(task: Task, module: Transformer, rows: Rows) -> Measured:
     )
 
 
-def _least(shares: Mapping[Name, float]) -> float:
+def _least(shares: Collection[float]) -> float:
     """The smallest; NaN where one is NaN, as of an interchange that changes no answer: then nothing is shown."""
-    return float(np.min([*shares.values()]))
+    return float(np.min([*shares]))
 
 
 def _sets(names: tuple[str, ...]) -> list[tuple[str, ...]]:

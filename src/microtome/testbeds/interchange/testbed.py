@@ -1,7 +1,7 @@
 """Networks that work as a causal model says, as cases: ordinary-looking weights, and the circuit is known.
 
 Nobody laid the weights out; training alone made them so that interchanges of each variable do what the causal model
-says, and that nothing outside the circuit matters. Pairs are rows that differ in one token and in the last answer.
+says, and that nothing outside the circuit matters. Pairs are any two rows whose last answers differ.
 """
 
 import torch
@@ -78,18 +78,17 @@ def variables(one: Task) -> tuple[Variable, ...]:
 
 
 def pairs(one: Task, seed: int = 0, count: int = PAIRS) -> Pairs:
-    """Unseen rows, each with a row of the task that differs from it in one token, and in the answer at the last place.
+    """Unseen rows, each with another unseen row whose answer at the last place differs.
 
-    Raises `InputError` for a task whose last answer no single token decides.
+    Whole rows are exchanged, as in training: a twin that differed in one token would leave some variables as they are.
+    Raises `InputError` for a task that has one answer at the last place.
     """
-    source = generator(seed, -4)
-    clean = one.draw(32 * count, False, source)
-    place = torch.randint(clean.shape[1], (len(clean), 1), generator=source)
-    corrupt = clean.scatter(1, place, one.proposals(len(clean), source).gather(1, place))
+    rows = one.draw(8 * count, False, generator(seed, -4))
+    clean, corrupt = rows.chunk(2)
     answers, wrong = one.answers(clean)[:, -1], one.answers(corrupt)[:, -1]
-    differ = torch.nonzero((answers != wrong) & one.valid(corrupt))[:count, 0]
+    differ = torch.nonzero(answers != wrong)[:count, 0]
     if not len(differ):
-        raise InputError(f"no single token of {one.name} changes its last answer, so it has no pairs")
+        raise InputError(f"the last answers of {one.name} never differ, so it has no pairs")
     return contrast(
         clean[differ],
         corrupt[differ],
