@@ -83,6 +83,7 @@ def test_the_error_falls_as_one_over_the_root_of_the_neurons() -> None:
     assert 1.7 < few / many < 2.6
 
 
+@torch.no_grad()
 def test_without_the_nonlinearity_there_is_no_and() -> None:
     module = universal_and(120, 400, [(0, 1), (2, 3)])
     x = torch.zeros(3, 120)
@@ -151,6 +152,7 @@ def test_no_linear_readout_of_the_inputs_is_within_a_quarter() -> None:
     assert found.fun == pytest.approx(1 / 4, abs=1e-9)
 
 
+@torch.no_grad()
 def test_absolute_values_of_either_sign_come_out() -> None:
     case = computation.build("absolute_value")
     written = {variable.name: variable.directions[0] for variable in case.truth.variables}
@@ -164,6 +166,7 @@ def test_absolute_values_of_either_sign_come_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["absolute_value", "pairwise_and"])
+@torch.no_grad()
 def test_the_twin_computes_nothing(name: str) -> None:
     case = computation.build(name)
     module = case.control.module

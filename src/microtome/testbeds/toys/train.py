@@ -21,7 +21,7 @@ from microtome.core.errors import InputError
 from microtome.testbeds import kept
 from microtome.testbeds.toys.network import SHIPPED, Recipe, fit, path
 
-NAMES = ("computation", "superposition")
+NAMES = ("codes", "computation", "superposition")
 """Modules of this package that have recipes."""
 _CURVE_POINTS = 50
 
