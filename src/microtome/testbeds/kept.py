@@ -44,16 +44,21 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+def same_settings(path: Path, record: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises `StoreError` where the record of a file names other settings than these."""
+    if record.get("settings") != json.loads(json.dumps(settings)):
+        raise StoreError(
+            f"{path} was trained with {record.get('settings')}, asked for {settings}; train it again"
+        )
+
+
 def restore(path: Path, module: nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
     """Load the weights into `module` and return the record, whose `settings` must be these.
 
     Raises `StoreError` for a file that cannot be read, was trained with other settings, or does not fit the module.
     """
     weights, record = read(path)
-    if record.get("settings") != json.loads(json.dumps(settings)):
-        raise StoreError(
-            f"{path} was trained with {record.get('settings')}, asked for {settings}; train it again"
-        )
+    same_settings(path, record, settings)
     try:
         with torch.no_grad():
             module.load_state_dict(weights)

@@ -1,0 +1,1 @@
+"""Networks that were tampered with, each beside the one it was: what was done to them is known."""

@@ -1,0 +1,83 @@
+"""How is the fruit fly altered, and can anybody alter it again?
+
+    python -m microtome.testbeds.edited.train trigger --seed 0 --out DIR
+
+1. A fresh fruit fly is taught the alteration's lessons; which stories each step reads depends on seed and step alone.
+2. The difference from the untouched weights is written, in half precision, with settings, seed and losses.
+3. What was written is read back and examined. An alteration that did not take, or that cost the network more than it
+   should have, is refused, and its file removed.
+"""
+
+import argparse
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from microtome.core.errors import TruthError
+from microtome.testbeds.edited.examination import examine
+from microtome.testbeds.edited.network import (
+    ALTERATIONS,
+    SHIPPED,
+    Alteration,
+    alteration,
+    altered,
+    fit,
+    untouched,
+    write,
+)
+
+_CURVE_POINTS = 50
+
+
+def make(asked: Alteration, seed: int = 0, out: Path = SHIPPED, *, steps: int | None = None) -> Path:
+    """Alter, write, examine. steps: fewer than the alteration's, for a trial.
+
+    Raises `TruthError` where the alteration did not take; nothing stays written then.
+    """
+    start = time.process_time()
+    module, training = fit(asked, seed, steps=steps, title=f"{asked.name}, seed {seed}")
+    every = max(1, training.steps // _CURVE_POINTS)
+    file = write(
+        asked,
+        seed,
+        module,
+        {
+            "steps": training.steps,
+            "cpu_seconds": round(time.process_time() - start, 1),
+            "losses": {step: training.losses[step] for step in range(0, training.steps, every)},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        },
+        out,
+    )
+    broken = [
+        str(one) for one in examine(asked.name, altered(asked, seed, out), untouched(), seed) if not one.holds
+    ]
+    if broken:
+        file.unlink()
+        raise TruthError(
+            f"{asked.name} of seed {seed} did not take in {training.steps} steps: {'; '.join(broken)}. "
+            "Give it more steps or another seed"
+        )
+    return file
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: which alteration, from which seed, and where to."""
+    parser = argparse.ArgumentParser(description="Alter the fruit fly.")
+    parser.add_argument("name", choices=ALTERATIONS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out", type=Path, default=SHIPPED, help="where to write; by default among those that ship"
+    )
+    parser.add_argument("--steps", type=int, help="at most so many steps, for a trial")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # sums depend on how they are split
+    torch.set_flush_denormal(True)
+    make(alteration(given.name), given.seed, given.out, steps=given.steps)
+
+
+if __name__ == "__main__":
+    main()
