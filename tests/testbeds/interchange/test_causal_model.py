@@ -49,6 +49,20 @@ def test_an_interchange_takes_the_variable_from_the_source(tokens: torch.Tensor,
         assert torch.equal(ARITHMETIC.interchange(tokens, tokens, names), ARITHMETIC.run(tokens)["answer"])
 
 
+def test_where_a_variable_matters() -> None:
+    last_alone = CausalModel(
+        (
+            Variable("double", (TOKENS,), lambda tokens: 2 * tokens),
+            Variable("answer", ("double",), lambda double: double[:, -1:].expand_as(double)),
+        )
+    )
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    assert last_alone.matters(tokens, tokens.flip(0), "double").tolist() == [False, False, True]
+    assert last_alone.matters(tokens, tokens, "double").tolist() == [False, False, False]
+    with pytest.raises(InputError, match="no variable 'half'"):
+        last_alone.matters(tokens, tokens, "half")
+
+
 def test_names() -> None:
     assert ARITHMETIC.answer == "answer"
     assert ARITHMETIC.inner == ("product", "sum", "last")

@@ -25,7 +25,7 @@ def test_the_first_half_interchanges_variables_and_the_second_what_is_outside() 
     wiring = task.alignment.wiring
     sets = {
         tuple(names): wiring.out_of([node for name in names for node in task.places[name].nodes])
-        for names in (["depth"], ["balanced"], ["below", "ever_below"])
+        for names in (["opened"], ["balanced"], ["below", "ever_below"])
     }
     met = set()
     for number in range(12):

@@ -63,6 +63,22 @@ def test_its_evidence_holds_and_its_truth_is_whole(served: dict[str, Case], name
         assert case.truth.labels[variable.name].shape == case.tokens.shape
 
 
+def test_labels_are_given_where_the_variable_matters() -> None:
+    one = task("look_up")
+    rows = one.held_out(100, generator(0, 0))
+    labels = testbed.labels(one, rows)
+    keys, values = [0, 2, 4, 6], [1, 3, 5, 7]
+    assert torch.equal(labels["key_before"][:, values], rows[:, keys])
+    assert bool((labels["key_before"][:, [*keys, 8]] == -1).all())
+    assert bool((labels["found"][:, :-1] == -1).all())
+    assert torch.equal(labels["found"][:, -1], one.answers(rows)[:, -1])
+    assert all(
+        bool((label >= -1).all())
+        for each in TASKS
+        for label in testbed.labels(each, each.held_out(50, generator(0, 0))).values()
+    )
+
+
 @pytest.mark.parametrize(("name", "seed"), SHIPPED)
 def test_what_ships_holds_what_its_record_says(name: str, seed: str) -> None:
     one = task(name)

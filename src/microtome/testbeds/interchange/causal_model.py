@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from microtome.core.errors import InputError
@@ -94,6 +95,17 @@ class CausalModel:
         for name in names:
             self._variable(name)
         return self.run(base, {name: other[name] for name in names})[self.answer]
+
+    def matters(self, base: Values, source: Values, name: str) -> Bool[Tensor, " column"]:
+        """At which places the variable's value, taken from `source` there alone, changes the answer for some row."""
+        self._variable(name)
+        own, other = self.run(base), self.run(source)[name]
+        found = []
+        for place in range(base.shape[1]):
+            value = own[name].clone()
+            value[:, place] = other[:, place]
+            found.append((self.run(base, {name: value})[self.answer] != own[self.answer]).any())
+        return torch.stack(found)
 
     @cached_property
     def _order(self) -> tuple[str, ...]:

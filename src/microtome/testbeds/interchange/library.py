@@ -233,17 +233,23 @@ look_up = Task(
     alphabets=(*(tuple(range(4)), tuple(range(4, 10))) * 4, tuple(range(4))),
     model=CausalModel(
         (
-            Variable("previous_token", (TOKENS,), lambda tokens: tokens.roll(1, 1)),
-            Variable("found", ("previous_token", TOKENS), _found),
+            Variable("key_before", (TOKENS,), lambda tokens: tokens.roll(1, 1)),
+            Variable("found", ("key_before", TOKENS), _found),
             _answer("found"),
         )
     ),
     places={
-        "previous_token": Place(("z.0.h1",), {TOKENS: "v"}),
-        "found": Place(("z.1.h3",), {"previous_token": "k", TOKENS: "qv"}),
+        "key_before": Place(("z.0.h1",), {TOKENS: "v"}),
+        "found": Place(("z.1.h3",), {"key_before": "k", TOKENS: "qv"}),
     },
     valid=_every_key_once,
 )
+
+
+def _so_far(values: Rows) -> Rows:
+    """How many tokens stand up to each place."""
+    return torch.arange(1, values.shape[1] + 1).expand_as(values)
+
 
 balanced_brackets = Task(
     name="balanced_brackets",
@@ -252,17 +258,19 @@ balanced_brackets = Task(
     alphabets=((0, 1),) * 10,
     model=CausalModel(
         (
-            Variable("depth", (TOKENS,), lambda tokens: (1 - 2 * tokens).cumsum(1)),
-            Variable("below", ("depth",), lambda depth: (depth < 0).long()),
+            Variable("opened", (TOKENS,), lambda tokens: (tokens == 0).cumsum(1)),
+            Variable("below", ("opened",), lambda opened: (2 * opened < _so_far(opened)).long()),
             Variable("ever_below", ("below",), lambda below: below.cummax(1).values),
             Variable(
-                "balanced", ("depth", "ever_below"), lambda depth, ever: ((depth == 0) & (ever == 0)).long()
+                "balanced",
+                ("opened", "ever_below"),
+                lambda opened, ever: ((2 * opened == _so_far(opened)) & (ever == 0)).long(),
             ),
             Variable("answer", ("balanced",), lambda balanced: balanced + 2),
         )
     ),
     places={
-        "depth": Place(("z.0.h0",), {TOKENS: "v"}),
+        "opened": Place(("z.0.h0",), {TOKENS: "v"}),
         "below": Place(("mlp_out.0",)),
         "ever_below": Place(("z.1.h2",), {"below": "v"}),
         "balanced": Place(("mlp_out.1",)),

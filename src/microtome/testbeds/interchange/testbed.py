@@ -14,7 +14,7 @@ from microtome.testbeds.algorithmic.network import contrast
 from microtome.testbeds.case import Case, TestbedCard, Truth, Variable, generator
 from microtome.testbeds.interchange.library import TASKS, task
 from microtome.testbeds.interchange.network import measured, network
-from microtome.testbeds.interchange.task import Task
+from microtome.testbeds.interchange.task import Rows, Task
 
 card = TestbedCard(
     name="interchange",
@@ -48,7 +48,6 @@ def build(case: str, seed: int = 0) -> Case:
     shares = measured(one, module, seed)
     model = load(module)
     model.name = f"{card.name}/{case} (seed {seed})"
-    values = one.model.run(tokens)
     return Case(
         name=f"{card.name}/{case}",
         task=one.task,
@@ -57,7 +56,7 @@ def build(case: str, seed: int = 0) -> Case:
             circuit=one.alignment.circuit(shares.effect),
             roles={name: place.nodes for name, place in one.places.items()},
             variables=variables(one),
-            labels={name: values[name] for name in one.model.inner},
+            labels=labels(one, tokens),
         ),
         evidence=shares.evidence(),
         pairs=pairs(one, seed),
@@ -75,6 +74,15 @@ def variables(one: Task) -> tuple[Variable, ...]:
             width = one.config["head_dim" if site.heads else "hidden_size"]
             found.append(Variable(name, site, torch.empty(0, width), writer=node))
     return tuple(found)
+
+
+def labels(one: Task, tokens: Rows) -> dict[str, Rows]:
+    """What each variable is at each place; -1 at places where it changes no answer, which the network need not hold."""
+    values, other = one.model.run(tokens), tokens.roll(-1, 0)
+    return {
+        name: torch.where(one.model.matters(tokens, other, name), values[name], -1)
+        for name in one.model.inner
+    }
 
 
 def pairs(one: Task, seed: int = 0, count: int = PAIRS) -> Pairs:
