@@ -19,20 +19,26 @@ import torch
 
 from microtome.core.errors import InputError
 from microtome.testbeds import kept
+from microtome.testbeds.algorithmic import train as algorithmic
 from microtome.testbeds.toys.network import SHIPPED, Recipe, fit, path
 
-NAMES = ("codes", "computation", "superposition")
-"""Modules of this package that have recipes."""
+NAMES = ("codes", "computation", "head_superposition", "superposition")
+"""Modules of this package that train networks."""
 _CURVE_POINTS = 50
 
 
-def recipe_of(name: str, case: str) -> Recipe:
-    """The recipe of a module's case. Raises `InputError` for an unknown name."""
+def train_case(name: str, case: str, seed: int = 0, out: Path = SHIPPED, *, steps: int | None = None) -> Path:
+    """Train and write a module's case: a toy by its recipe, a transformer by its task.
+
+    steps: fewer than is usual, for a trial. Raises `InputError` for an unknown name, and `TruthError` where a
+    transformer does not do its task.
+    """
     if name not in NAMES:
         raise InputError(f"{name!r} trains no toy network; there are {', '.join(NAMES)}")
     module: Any = import_module(f"microtome.testbeds.toys.{name}")
-    found: Recipe = module.recipe(case)
-    return found
+    if hasattr(module, "task"):
+        return algorithmic.write(module.task(case), seed, out, steps=steps)
+    return write(module.recipe(case), seed, out, steps=steps)
 
 
 def write(recipe: Recipe, seed: int = 0, out: Path = SHIPPED, *, steps: int | None = None) -> Path:
@@ -65,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="at most so many steps, for a trial")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # sums depend on how they are split; and small networks gain nothing from more
-    write(recipe_of(given.name, given.case), given.seed, given.out, steps=given.steps)
+    train_case(given.name, given.case, given.seed, given.out, steps=given.steps)
 
 
 if __name__ == "__main__":
