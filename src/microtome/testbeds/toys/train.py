@@ -22,7 +22,7 @@ from microtome.testbeds import kept
 from microtome.testbeds.algorithmic import train as algorithmic
 from microtome.testbeds.toys.network import SHIPPED, Recipe, fit, path
 
-NAMES = ("codes", "computation", "head_superposition", "superposition")
+NAMES = ("animals", "codes", "computation", "head_superposition", "superposition")
 """Modules of this package that train networks."""
 _CURVE_POINTS = 50
 
