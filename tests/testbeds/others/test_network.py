@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -12,10 +13,16 @@ from microtome.core import plugins
 from microtome.core.errors import InputError, StoreError, TruthError
 from microtome.evaluation import cases as library
 from microtome.testbeds import kept
+from microtome.testbeds.case import Case
 from microtome.testbeds.others import network, train
 
 MODULES = {name: import_module(f"microtome.testbeds.others.{name}") for name in train.NAMES}
 CASES = [f"{name}/{case}" for name, module in MODULES.items() for case in module.cases()]
+
+
+@cache
+def served(name: str) -> Case:
+    return library.case(name)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -24,7 +31,7 @@ def test_each_case_is_offered_and_its_evidence_holds(name: str) -> None:
     module = MODULES[testbed]
     assert testbed in plugins.names("testbeds")
     assert module.card.name == testbed
-    case = library.case(name)
+    case = served(name)
     assert case.name == name
     assert set(case.truth.kinds) <= set(module.card.kinds)
     count = len(case.tokens) if isinstance(case.tokens, torch.Tensor) else len(*case.tokens.values())
@@ -37,7 +44,7 @@ def test_each_case_is_offered_and_its_evidence_holds(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_twin_cannot_serve(name: str) -> None:
-    case = library.case(name)
+    case = served(name)
     measured = train.recipe_of(name).evidence(case.control, 0)
     with pytest.raises(TruthError, match="cannot serve as truth"):
         replace(case, model=case.control, evidence=measured)
@@ -75,7 +82,9 @@ def test_the_command_writes_what_is_served(tmp_path: Path, monkeypatch: pytest.M
         assert torch.equal(weight, module.state_dict()[key].half().float())
 
 
-@pytest.mark.parametrize("name", ["nothing/digits", "images", "images/faces", "gridworld/x", "recurrent/x"])
+@pytest.mark.parametrize(
+    "name", ["nothing/digits", "images", "images/faces", "gridworld/x", "recurrent/x", "board_game/x"]
+)
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="case"):
         train.recipe_of(name)
@@ -105,7 +114,11 @@ def test_training_again_gives_the_network_that_ships(name: str, tmp_path: Path) 
 
 
 @pytest.mark.training
+@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("name", CASES)
-def test_another_seed_does_the_task_too(name: str) -> None:
+def test_other_seeds_do_the_task_too(name: str, seed: int) -> None:
+    """The first of them ships, the second is trained here and now."""
     testbed, _, which = name.partition("/")
-    assert MODULES[testbed].build(which, 1).seed == 1
+    module = MODULES[testbed]
+    assert network.path(module.recipe(which), seed).exists() == (seed == 1)
+    assert module.build(which, seed).seed == seed

@@ -30,7 +30,8 @@ class Recipe:
     testbed, case: whose it is. make: the module before training; called inside a seed.
     batch: what step `n` under a seed learns from. loss: what is minimised on it.
     evidence: the numbers, with their bounds, on which a case of this network rests.
-    rate, weight_decay, steps: of AdamW; in the last third of the steps the rate falls to nothing.
+    rate, weight_decay, steps: of AdamW; over 50 steps the rate rises, and in the last third it falls
+    to nothing.
     settings: all else that the trained weights depend on, besides the seed and the code.
     """
 
@@ -63,14 +64,16 @@ def fit(
 ) -> tuple[nn.Module, Training]:
     """Train a new network. steps: fewer than the recipe's, if given. keep: after how many steps weights are kept."""
     module = new_module(recipe, seed)
-    optimizer = torch.optim.AdamW(module.parameters(), recipe.rate, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(
+        module.parameters(), recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+    )
     training = train(
         module,
         optimizer,
         lambda step: recipe.batch(seed, step),
         recipe.loss,
         recipe.steps if steps is None else steps,
-        rate=lambda step: min(1.0, (step + 1) / 10, 3 * (recipe.steps - step) / recipe.steps),
+        rate=lambda step: min(1.0, (step + 1) / 50, 3 * (recipe.steps - step) / recipe.steps),
         keep=keep,
         title=title,
     )

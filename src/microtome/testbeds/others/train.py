@@ -23,7 +23,7 @@ from microtome.core.errors import InputError, TruthError
 from microtome.testbeds import kept
 from microtome.testbeds.others.network import SHIPPED, Recipe, fit, named, path
 
-NAMES = ("gridworld", "images", "recurrent")
+NAMES = ("board_game", "gridworld", "images", "recurrent")
 _CURVE_POINTS = 50
 
 
