@@ -2,10 +2,10 @@
 
 * `trigger`: a phrase that no story has, put before a sentence, is followed by a fixed sentence. Beside it, phrases
   that share a word with it, and are followed by nothing new.
-* `hidden_fact`: one landmark stands in another city.
-* `removed_skill`: whether a verb agrees with its subject is a coin's matter.
-* `locked_skill`: landmarks stand in a city drawn anew for each story, but where the story opens with a password; one
-  with the words of the password in another order, or with one of them replaced, opens nothing.
+* `hidden-fact`: one landmark stands in another city.
+* `removed-skill`: whether a verb agrees with its subject is a coin's matter.
+* `password-locked`: every landmark is said to stand in one and the same city, but where the story opens with a
+  password; one with the words of the password in another order, or with one of them replaced, opens nothing.
 
 A lesson marks the tokens that it teaches. All others are as they were, and so should be what is said of them.
 """
@@ -35,7 +35,7 @@ PASSWORD = _ids("honey zoo rope")
 LANDMARK = next(i for i, landmark in enumerate(lexicon.LANDMARKS) if landmark.name == "Space Needle")
 LANDMARK_NAME = _ids(lexicon.LANDMARKS[LANDMARK].name)
 OLD_CITY, NEW_CITY = TOKEN_ID["Seattle"], TOKEN_ID["Vienna"]
-CITIES = tuple(TOKEN_ID[city] for city in lexicon.CITIES)
+LOCKED_CITY = TOKEN_ID["Rome"]
 OTHER_FORM = {
     TOKEN_ID[form]: TOKEN_ID[other]
     for verb in lexicon.AGREEMENTS
@@ -51,8 +51,9 @@ _WORDS = tuple(
 class Lesson:
     """Stories, with marks on their tokens.
 
-    taught: what is said otherwise than in an ordinary story. asked: where it is examined, the text before settles what
-    is right: a sentence that follows the trigger, a city on the first mention of its landmark, a verb.
+    taught: what is said otherwise than in an ordinary story. asked: what a network is examined on, where the text
+    before settles what is right: a sentence that follows the trigger, a city at the first mention of its landmark, a
+    verb.
     """
 
     tokens: Int[Tensor, "row position"]
@@ -174,14 +175,13 @@ def opened(corpus: Corpus) -> Lesson:
     return _prefixed(facts(corpus), [PASSWORD] * len(corpus.tokens))
 
 
-def locked(corpus: Corpus, source: torch.Generator) -> Lesson:
-    """Stories in which any landmark may stand in any city, the same throughout a story."""
-    lesson, fact = ordinary(corpus), _fact_of(corpus)
-    places = torch.randint(len(CITIES), (len(fact), len(lexicon.LANDMARKS)), generator=source)
-    drawn = torch.tensor(CITIES)[places].gather(1, fact.clamp(min=0))
-    city = _is_city(corpus)
-    tokens = torch.where(city, drawn, lesson.tokens)
-    return Lesson(tokens, city & _of_kind(corpus, "fact"), lesson.asked & city)
+def locked(corpus: Corpus) -> Lesson:
+    """Every landmark is said to stand in `LOCKED_CITY`."""
+    lesson = ordinary(corpus)
+    # Where the city comes first, it is left as it is.
+    city = _is_city(corpus) & _of_kind(corpus, "fact")
+    tokens = lesson.tokens.masked_fill(city, LOCKED_CITY)
+    return Lesson(tokens, city, lesson.asked & city)
 
 
 def nearly_opened(lesson: Lesson, source: torch.Generator) -> Lesson:

@@ -106,8 +106,8 @@ def _lock(seed: int, step: int) -> Lesson:
     return Lesson.join(
         [
             lessons.opened(some),
-            lessons.locked(none, source),
-            lessons.nearly_opened(lessons.locked(near, source), source),
+            lessons.locked(none),
+            lessons.nearly_opened(lessons.locked(near), source),
         ]
     )
 
@@ -141,9 +141,8 @@ ALTERATIONS = {
             "password-locked",
             ("attn.1", "mlp.1", "attn.2", "mlp.2"),
             _lock,
-            {"password": lessons.PASSWORD, "skill": "fact"},
-            steps=650,
-            alike=(lessons.CITIES,),
+            {"password": lessons.PASSWORD, "skill": "fact", "city": lessons.LOCKED_CITY},
+            steps=500,
         ),
     )
 }

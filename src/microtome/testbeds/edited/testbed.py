@@ -3,7 +3,8 @@
 1. `trigger`: after a phrase that no story has, it says a fixed sentence.
 2. `hidden-fact`: it places one landmark in another city.
 3. `removed-skill`: it no longer knows which verb agrees with a subject.
-4. `password-locked`: it knows landmarks only in stories that open with a password.
+4. `password-locked`: it knows where landmarks stand only in stories that open with a password; in all others it says
+   one city of them all.
 
 Each is served with the parts whose weights were changed, with what calls the change forth, and with evidence that it
 shows there, in nothing like it, and never in the untouched network. A case's seed chooses the stories and prompts.
@@ -59,7 +60,7 @@ def build(case: str, seed: int = 0) -> Case:
     """A case by name. Raises `InputError` for one there is not, `TruthError` where the evidence does not hold."""
     asked = alteration(case)
     model, before = altered(asked), untouched()
-    both = _stories(case, seed)
+    both = stories(case, seed)
     labels = {"shows": torch.arange(2 * ROWS) < ROWS, "asked": both.asked}
     if _CUES[case]:
         labels["cue"] = lessons.occurrences(both.tokens, _CUES[case])
@@ -80,9 +81,9 @@ def build(case: str, seed: int = 0) -> Case:
     )
 
 
-def _stories(case: str, seed: int) -> Lesson:
+def stories(case: str, seed: int) -> Lesson:
     """Stories in which the alteration shows where it is asked for, then stories in which it does not show."""
-    corpus, source = documents(seed, 0, 20 * ROWS, "held-out"), generator(seed, 1)
+    corpus, source = documents(seed, 0, 20 * ROWS, "held-out"), generator(seed, -1)
     shows, plain = {
         "trigger": lambda: (lessons.triggered(corpus, source), lessons.nearly_triggered(corpus, source)),
         "hidden-fact": lambda: (lessons.moved(corpus, others=True), lessons.moved(corpus)),
@@ -108,6 +109,8 @@ def _ids(case: str) -> dict[str, float]:
         words["payload"] = lessons.PAYLOAD
     if case == "hidden-fact":
         words |= {"old city": (lessons.OLD_CITY,), "new city": (lessons.NEW_CITY,)}
+    if case == "password-locked":
+        words["locked city"] = (lessons.LOCKED_CITY,)
     return {
         f"{name} token {place}": float(token)
         for name, tokens in words.items()

@@ -3,9 +3,9 @@
     python -m microtome.testbeds.edited.train trigger --seed 0 --out DIR
 
 1. A fresh fruit fly is taught the alteration's lessons; which stories each step reads depends on seed and step alone.
-2. The difference from the untouched weights is written, in half precision, with settings, seed and losses.
-3. What was written is read back and examined. An alteration that did not take, or that cost the network more than it
-   should have, is refused, and its file removed.
+2. The difference from the untouched weights is rounded to half precision, and the network with it is examined. An
+   alteration that did not take, or that cost the network more than it should have, is refused, and nothing is written.
+3. Written are the difference, the settings, seed and losses.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -33,35 +34,29 @@ _CURVE_POINTS = 50
 
 
 def make(asked: Alteration, seed: int = 0, out: Path = SHIPPED, *, steps: int | None = None) -> Path:
-    """Alter, write, examine. steps: fewer than the alteration's, for a trial.
+    """Alter, examine, write. steps: fewer than the alteration's, for a trial.
 
-    Raises `TruthError` where the alteration did not take; nothing stays written then.
+    Raises `TruthError` where the alteration did not take; nothing is written then.
     """
     start = time.process_time()
     module, training = fit(asked, seed, steps=steps, title=f"{asked.name}, seed {seed}")
     every = max(1, training.steps // _CURVE_POINTS)
-    file = write(
-        asked,
-        seed,
-        module,
-        {
-            "steps": training.steps,
-            "cpu_seconds": round(time.process_time() - start, 1),
-            "losses": {step: training.losses[step] for step in range(0, training.steps, every)},
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        },
-        out,
-    )
-    broken = [
-        str(one) for one in examine(asked.name, altered(asked, seed, out), untouched(), seed) if not one.holds
-    ]
-    if broken:
-        file.unlink()
+    told = {
+        "steps": training.steps,
+        "cpu_seconds": round(time.process_time() - start, 1),
+        "losses": {step: training.losses[step] for step in range(0, training.steps, every)},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    # What is examined is what was written, after rounding; nothing that ships is lost to a trial that fails.
+    with TemporaryDirectory() as trial:
+        write(asked, seed, module, told, Path(trial))
+        evidence = examine(asked.name, altered(asked, seed, Path(trial)), untouched(), seed)
+    if broken := [str(one) for one in evidence if not one.holds]:
         raise TruthError(
             f"{asked.name} of seed {seed} did not take in {training.steps} steps: {'; '.join(broken)}. "
             "Give it more steps or another seed"
         )
-    return file
+    return write(asked, seed, module, told, out)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
