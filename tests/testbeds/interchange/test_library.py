@@ -40,6 +40,10 @@ def more(row: list[str]) -> str:
     return "equal" if counts["x"] == counts["y"] else f"more {'x' if counts['x'] > counts['y'] else 'y'}"
 
 
+def pairs_of(row: list[str]) -> dict[str, str]:
+    return dict(zip(row[0:8:2], row[1:8:2], strict=True))
+
+
 REFERENCES: dict[str, Callable[[list[str]], list[str]]] = {
     "all_different": said_at_each(
         lambda row, place: yes(max(Counter(row[: place + 1]).values()) == 1),
@@ -51,9 +55,10 @@ REFERENCES: dict[str, Callable[[list[str]], list[str]]] = {
     ),
     "histogram": said_at_each(lambda row, place: str(row.count(row[place]))),
     "indirect_object": said_last(lambda row: row[0] if row[2] == row[4] else row[2]),
-    "look_up": said_last(lambda row: dict(zip(row[0:8:2], row[1:8:2], strict=True))[row[8]]),
+    "look_up": said_last(lambda row: pairs_of(row)[row[8]]),
     "majority": said_last(more),
     "modular_sum": said_last(lambda row: str((int(row[1]) + int(row[3])) % 7)),
+    "two_hops": said_last(lambda row: pairs_of(row)[pairs_of(row)[row[8]]]),
 }
 
 

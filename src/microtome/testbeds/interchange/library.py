@@ -1,4 +1,4 @@
-"""Nine tasks: what each asks, the causal model that answers it, and the heads and MLPs where its variables stand.
+"""Ten tasks: what each asks, the causal model that answers it, and the heads and MLPs where its variables stand.
 
 The answer is one of the words, at the last place or at every place. A head that reads only values looks at fixed
 places, or at all of them alike; one that reads queries and keys looks where the tokens say.
@@ -146,11 +146,17 @@ fraction_of_previous = Task(
     places={"share": Place(("z.0.h1",), {TOKENS: "v"}), "fraction": Place(("mlp_out.1",))},
 )
 
+
+def _three_at_most(rows: Rows) -> Bool[Tensor, " row"]:
+    """Of four and more there are too few rows to learn it from."""
+    return (_same(rows).sum(-1) <= 3).all(-1)
+
+
 histogram = Task(
     name="histogram",
-    task="How often each letter of the row occurs, at its place.",
-    words=(*"abcd", "^", *"12345"),
-    alphabets=((4,), *((0, 1, 2, 3),) * 5),
+    task="How often each letter of the row occurs, at its place; three times at most.",
+    words=(*"abcd", "^", *"123"),
+    alphabets=((4,), *((0, 1, 2, 3),) * 6),
     model=CausalModel(
         (
             Variable("matches", (TOKENS,), lambda tokens: _same(tokens).sum(-1)),
@@ -159,6 +165,7 @@ histogram = Task(
         )
     ),
     places={"matches": Place(("z.0.h1",), {TOKENS: "qk"}), "count": Place(("mlp_out.0",))},
+    valid=_three_at_most,
     sizes={"num_hidden_layers": 1, "causal": False},
 )
 
@@ -180,6 +187,8 @@ all_different = Task(
         "repeated": Place(("mlp_out.0",)),
         "none_repeated": Place(("z.1.h0",), {"repeated": "v"}),
     },
+    watched=400,
+    steps=2500,
 )
 
 
@@ -220,9 +229,9 @@ def _every_key_once(rows: Rows) -> Bool[Tensor, " row"]:
     return (rows[:, 0:8:2].sort(-1).values == torch.arange(4)).all(-1)
 
 
-def _found(before: Rows, tokens: Rows) -> Rows:
-    """The value before which the query stands."""
-    place = 1 + 2 * (before[:, 1:8:2] == tokens[:, -1:]).int().argmax(-1, keepdim=True)
+def _value_of(query: Rows, before: Rows, tokens: Rows) -> Rows:
+    """The value that stands after the key that is asked for at the last place."""
+    place = 1 + 2 * (before[:, 1:8:2] == query[:, -1:]).int().argmax(-1, keepdim=True)
     return tokens.gather(1, place).expand_as(tokens).clone()
 
 
@@ -234,7 +243,9 @@ look_up = Task(
     model=CausalModel(
         (
             Variable("key_before", (TOKENS,), lambda tokens: tokens.roll(1, 1)),
-            Variable("found", ("key_before", TOKENS), _found),
+            Variable(
+                "found", ("key_before", TOKENS), lambda before, tokens: _value_of(tokens, before, tokens)
+            ),
             _answer("found"),
         )
     ),
@@ -243,6 +254,34 @@ look_up = Task(
         "found": Place(("z.1.h3",), {"key_before": "k", TOKENS: "qv"}),
     },
     valid=_every_key_once,
+)
+
+
+two_hops = Task(
+    name="two_hops",
+    task="Four letters, each with the letter it leads to, and a letter again: where it leads in two steps.",
+    words=tuple("abcd"),
+    alphabets=(tuple(range(4)),) * 9,
+    model=CausalModel(
+        (
+            Variable("letter_before", (TOKENS,), lambda tokens: tokens.roll(1, 1)),
+            Variable(
+                "first_hop",
+                ("letter_before", TOKENS),
+                lambda before, tokens: _value_of(tokens, before, tokens),
+            ),
+            Variable("second_hop", ("first_hop", "letter_before", TOKENS), _value_of),
+            _answer("second_hop"),
+        )
+    ),
+    places={
+        "letter_before": Place(("z.0.h1",), {TOKENS: "v"}),
+        "first_hop": Place(("z.1.h3",), {"letter_before": "k", TOKENS: "qv"}),
+        "second_hop": Place(("z.2.h0",), {"first_hop": "q", "letter_before": "k", TOKENS: "v"}),
+    },
+    valid=_every_key_once,
+    sizes={"num_hidden_layers": 3, "intermediate_size": 0},
+    watched=300,
 )
 
 
@@ -287,4 +326,5 @@ TASKS: tuple[Task, ...] = (
     look_up,
     majority,
     modular_sum,
+    two_hops,
 )

@@ -23,7 +23,7 @@ from microtome.testbeds.interchange.task import Task
 from microtome.testbeds.training import Training, train
 
 SHIPPED = Path(__file__).parent / "weights"
-WATCHED, MEASURED = 128, 300  # rows, at most
+MEASURED = 300  # rows, at most
 _ENOUGH = 0.995
 _CHECK_EVERY = 100
 _CURVE_POINTS = 50
@@ -34,7 +34,7 @@ def fit(
 ) -> tuple[Transformer, Training]:
     """Train a new network. steps: fewer than the task's, if given. Whether the target was reached is in `Training`."""
     module = task.new_module(seed)
-    watched = task.held_out(WATCHED, generator(seed, -1))
+    watched = task.held_out(task.watched, generator(seed, -1))
     optimizer = torch.optim.AdamW(module.parameters(), task.rate, betas=(0.9, 0.98), weight_decay=0.01)
 
     def done(module: torch.nn.Module) -> bool:

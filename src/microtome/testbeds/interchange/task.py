@@ -53,7 +53,8 @@ class Task:
 
     words: the text of each id. alphabets: the ids that may stand at each place. model: says the answer, an id at each
     place that is asked and `UNASKED` elsewhere. places: where its variables stand. valid: which rows are of the task.
-    sizes: of the `TransformerConfig`, where they are not `SIZES`. rate, steps: of AdamW.
+    sizes: of the `TransformerConfig`, where they are not `SIZES`. rate, steps, batch: of AdamW. watched: how many rows
+    kept from training tell when to stop.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Task:
     rate: float = 3e-3
     steps: int = 2000
     batch: int = 128
+    watched: int = 128
 
     @property
     def config(self) -> dict[str, Any]:
@@ -80,7 +82,7 @@ class Task:
         """All that the trained weights depend on, besides the seed and the code."""
         parts = vars(self.weights)
         edges = [list(edge) for edge in self.alignment.edges]
-        numbers = {name: getattr(self, name) for name in ("name", "rate", "steps", "batch")}
+        numbers = {name: getattr(self, name) for name in ("name", "rate", "steps", "batch", "watched")}
         return {**numbers, "weights": parts, "edges": edges, "sizes": self.config}
 
     @cached_property
