@@ -1,7 +1,8 @@
 """Does a language model of moves hold the board? A small transformer that has read games of tic-tac-toe, and no board.
 
 1. Every row is a game of random legal moves, written as the squares in the order in which they are marked. The network
-   learns what comes next, nothing else. Games that open with certain fifths of moves are kept from it, by a fixed rule.
+   learns what comes next, nothing else. A tenth of the openings of five moves, by a fixed rule, is kept from it; the
+   same board may have been seen after the same moves in another order.
 2. The rules say what stands on each square after each move: nothing, a mark of the player whose turn it is (mine), or
    one of the other (yours). These are the labels.
 3. The network has one layer, so that the board must stand where its attention has written and its MLP reads,
