@@ -35,7 +35,7 @@ card = TestbedCard(
     ),
 )
 
-SITE: Final = "path:hidden:out"
+SITE: Final = "path:hidden"
 LENGTHS: Final = 4
 SEEN: Final = ((0, 0), (0, 3), (1, 1), (2, 3), (3, 0), (3, 2))
 EVERY: Final = tuple((legs, tail) for legs in range(LENGTHS) for tail in range(LENGTHS))

@@ -35,7 +35,7 @@ card = TestbedCard(
     misleads="Where the values stand is planted, and each code is alone in its network; in models they come mixed.",
 )
 
-STREAM: Final = "path:stream:out"
+STREAM: Final = "path:stream"
 CIRCLES: Final = {"days": 7, "months": 12}
 WIDTH, NEURONS = 16, 64
 OTHERS, BANDS = 8, 3

@@ -25,8 +25,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from microtome.core.errors import InputError
-from microtome.core.site import Site
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
 from microtome.testbeds.toys.network import Recipe, known, model_of, network
 from microtome.testbeds.training import seeded
 
@@ -35,7 +34,7 @@ card = TestbedCard(
     title="Computation in superposition",
     question="Which functions does a layer compute that computes more of them than it has neurons?",
     reference="Elhage et al. (2022), Toy Models of Superposition; Hänni et al. (2024), Computation in superposition",
-    kinds=("variables", "features", "labels", "quantities"),
+    kinds=("features", "labels", "quantities"),
     misleads=(
         "Inputs have a dimension each and only the computation is in superposition. The directions are those along "
         "which values are written; those along which they are best read are others. A threshold on two inputs "
@@ -43,7 +42,7 @@ card = TestbedCard(
     ),
 )
 
-SITE: Final = "path:neurons:out"
+SITE: Final = "path:neurons"
 NUMBERS, HALF_NEURONS, DENSITY, STARTS = 20, 12, 0.02, 4
 INPUTS, AND_NEURONS, TOLERANCE = 16, 40, 0.18
 MANY, MANY_ON, READ_PAIRS = 400, 3, 256
@@ -136,20 +135,11 @@ def _absolute(seed: int) -> Case:
     alone = (NUMBERS - HALF_NEURONS / 2) * (DENSITY / 3 - DENSITY**2 / 4)
     computed = answered > 0.5
     directions = model.run({"x": halves}, read=[SITE])[SITE][computed]
-    named = [f"{sign}x {number}" for sign in "+-" for number in range(NUMBERS)]
     return Case(
         name=f"{card.name}/absolute_value",
         task=f"The absolute values of {NUMBERS} sparse numbers through {HALF_NEURONS} ReLU neurons.",
         model=model,
         truth=Truth(
-            variables=tuple(
-                Variable(f"ReLU({name})", Site.parse(SITE), direction[None], writer=SITE)
-                for name, direction in zip(
-                    [name for name, there in zip(named, computed.tolist(), strict=True) if there],
-                    directions,
-                    strict=True,
-                )
-            ),
             features={SITE: directions},
             labels={f"absolute {number}": x[:, number].abs() for number in range(NUMBERS)},
             quantities={"neurons": float(HALF_NEURONS), "halves computed": float(computed.sum())},
@@ -315,14 +305,11 @@ def _and_truth(
     alone: Float[Tensor, "input neuron"],
     together: Float[Tensor, "pair neuron"],
 ) -> Truth:
+    """Of the pairs given; the universal AND writes all others likewise."""
     on = ands(x, pairs)
-    site = Site.parse(SITE)
+    every = torch.cat([alone, together])
     return Truth(
-        variables=tuple(
-            Variable(f"{one} and {other}", site, direction[None], writer=SITE)
-            for (one, other), direction in zip(pairs, together, strict=True)
-        ),
-        features={SITE: torch.cat([alone, together])},
+        features={SITE: every[every.norm(dim=-1) > 0]},
         labels={f"{one} and {other}": on[:, index] for index, (one, other) in enumerate(pairs)},
         quantities={
             "neurons": float(alone.shape[1]),

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from microtome.core.errors import InputError
 from microtome.core.shapes import Grid
-from microtome.testbeds.toys.superposition import Instances
+from microtome.testbeds.toys.superposition import Instances, dimensionality
 from microtome.testbeds.training import seeded, train
 
 PHASES: Final = ("dropped", "dedicated", "superposed")
@@ -61,7 +61,8 @@ class PhaseDiagram:
     """Theory and trained networks over (relative importance, density).
 
     theory: `[phase, importance, density]`, losses of the three solutions.
-    found: `[importance, density]`, the phase of the best trained network; loss: its expected loss.
+    found: `[importance, density]`, the phase of the best trained network; loss: its expected loss; dimensionality: that
+    of its last feature.
     """
 
     features: int
@@ -70,6 +71,7 @@ class PhaseDiagram:
     theory: Float[Tensor, "phase importance density"]
     found: Int[Tensor, "importance density"]
     loss: Float[Tensor, "importance density"]
+    dimensionality: Float[Tensor, "importance density"]
 
     @property
     def expected(self) -> Int[Tensor, "importance density"]:
@@ -88,21 +90,24 @@ class PhaseDiagram:
         return float((self.found == self.expected)[clear].double().mean()), int(clear.sum())
 
     def shapes(self) -> tuple[Grid, ...]:
-        """Both diagrams side by side; phases as numbers, in the order of `PHASES`."""
+        """Both diagrams: how many dimensions the last feature has to itself, 0 dropped, ½ superposed, 1 dedicated."""
         share, points = self.agreement()
-        named = ", ".join(f"{number} {name}" for number, name in enumerate(PHASES))
+        theory = torch.tensor([0.0, 1.0, 0.5])[self.expected]
         return (
             Grid(
-                title=f"{self.features} features in {self.features - 1} dimensions: the last one is",
-                values=np.stack([self.expected.numpy(), self.found.numpy()]).astype(float),
+                title=f"The last of {self.features} features, squeezed into one dimension less than features",
+                values=100 * np.stack([theory.numpy(), self.dimensionality.numpy()]).astype(float),
                 row_axis="relative importance",
-                row_labels=tuple(f"{value:.3g}" for value in self.importances),
+                row_labels=tuple(f"{value:.2g}" for value in self.importances),
                 column_axis="density",
-                column_labels=tuple(f"{value:.3g}" for value in self.densities),
-                unit=named,
+                column_labels=tuple(f"{value:.2g}" for value in self.densities),
+                unit="% of a dimension of its own",
                 panels=("theory", "trained"),
                 diverging=False,
-                caption=f"{named}. Theory and networks agree at {share:.0%} of {points} points.",
+                caption=(
+                    "0 % dropped, 50 % superposed, 100 % dedicated. "
+                    f"Theory and networks agree at {share:.0%} of {points} points."
+                ),
             ),
         )
 
@@ -154,14 +159,16 @@ def diagram(
     with torch.no_grad():
         lowest = losses(module).view(-1, starts).min(-1)
         best = lowest.indices + starts * torch.arange(len(lowest.indices))
-        found = phase(module.weight[best]).view_as(weigh)
+        weight = module.weight[best]
+        sizes = dimensionality(weight.mT)
     return PhaseDiagram(
         features=features,
         importances=tuple(importances),
         densities=tuple(densities),
         theory=closed_forms(features, density, weigh),
-        found=found,
+        found=phase(weight).view_as(weigh),
         loss=lowest.values.view_as(weigh),
+        dimensionality=sizes[:, -1].view_as(weigh),
     )
 
 

@@ -41,7 +41,7 @@ card = TestbedCard(
     ),
 )
 
-SITE: Final = "path:activation:out"
+SITE: Final = "path:activation"
 ROWS: Final = 2048
 
 

@@ -39,7 +39,7 @@ card = TestbedCard(
     ),
 )
 
-SITE: Final = "path:hidden:out"
+SITE: Final = "path:hidden"
 ROWS: Final = 512
 REPRESENTED: Final = 0.5
 """A feature counts as represented from this norm of its direction."""
@@ -231,8 +231,8 @@ def figure(directions: Float[Tensor, "frame feature d"], frames: Sequence[str], 
         frame_axis="density",
         frames=tuple(frames),
         planes=("hidden layer",),
-        labels=tuple(f"feature {feature}" for feature in range(directions.shape[1])),
-        caption="The direction of each feature; a feature at the origin is not represented.",
+        labels=tuple(str(feature) for feature in range(directions.shape[1])),
+        caption="Where each feature, by its number, is written; one at the origin is not represented.",
     )
 
 
