@@ -11,7 +11,7 @@ from microtome.testbeds.interchange.measured import measure
 from microtome.testbeds.interchange.network import fit, measured
 from microtome.testbeds.interchange.task import Task, Weights
 
-STEPS = 150  # half as many again as the full training needs
+STEPS = 100  # as many as the full training takes
 
 
 def holds(task: Task, seed: int = 0) -> dict[str, bool]:
