@@ -37,12 +37,12 @@ def test_paths_sum_to_the_direct_contributions(name: str) -> None:
     direct = dla.run(model, pairs).data["contribution"]
     for head in found["head"].values:
         np.testing.assert_allclose(
-            found["path"].sel(head=head).sum("part"), direct.sel(part=f"head.{head}"), rtol=1e-3, atol=1e-4
+            found["path"].sel(head=head).sum("part"), direct.sel(part=head), rtol=1e-3, atol=1e-4
         )
     # Nothing reaches a head from its own layer or later.
-    for part in ("head.1.0", "mlp.2"):
-        assert (found["path"].sel(part=part, head=["0.0", "1.1"]) == 0).all()
-    assert abs(found["path"].sel(part="head.0.1", head="2.1")).max() > 0
+    for part in ("z.1.h0", "mlp_out.2"):
+        assert (found["path"].sel(part=part, head=["z.0.h0", "z.1.h1"]) == 0).all()
+    assert abs(found["path"].sel(part="z.0.h1", head="z.2.h1")).max() > 0
 
 
 def test_a_planted_path_is_the_strongest() -> None:
@@ -68,12 +68,12 @@ def test_a_planted_path_is_the_strongest() -> None:
         attention.o_proj.weight[:, :16] = 0.0
         attention.o_proj.weight[:, 8] = 20 * answer / answer.norm()
     path = composed_paths.run(model, pairs).data["path"].isel(row=0)
-    head = path.sel(head="2.1")
-    others = [str(part) for part in path["part"].values if str(part) != "head.0.2"]
-    assert abs(float(head.sel(part="head.0.2"))) > 1e-2
+    head = path.sel(head="z.2.h1")
+    others = [str(part) for part in path["part"].values if str(part) != "z.0.h2"]
+    assert abs(float(head.sel(part="z.0.h2"))) > 1e-2
     np.testing.assert_allclose(head.sel(part=others), 0.0, atol=1e-5)
     # The other head that shares those values writes nothing of it.
-    np.testing.assert_allclose(path.sel(head="2.0"), 0.0, atol=1e-5)
+    np.testing.assert_allclose(path.sel(head="z.2.h0"), 0.0, atol=1e-5)
 
 
 def test_it_draws_paths_and_wants_pairs() -> None:

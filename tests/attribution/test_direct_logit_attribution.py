@@ -94,7 +94,7 @@ def test_neurons_of_a_layer_sum_to_its_mlp(name: str) -> None:
     found = dla.neuron_contributions(model, pairs.clean, direction)
     frozen, _ = dla.contributions(parts, head, target)
     for n, neurons in found.items():
-        index = [part.name for part in parts.parts].index(f"mlp.{n}")
+        index = [part.name for part in parts.parts].index(f"mlp_out.{n}")
         torch.testing.assert_close(neurons.sum(1), frozen[:, index], rtol=1e-3, atol=1e-4)
 
 
@@ -108,15 +108,15 @@ def test_a_planted_writer_is_found_and_a_silenced_one_is_not() -> None:
             direction = direction + module.lm_head.weight[3 + row] - module.lm_head.weight[30 + row]
         d_head = model.sizes["d_head"]
         module.model.layers[1].self_attn.o_proj.weight[:, 2 * d_head : 3 * d_head] = 0.0
-        before = dla.run(model, pairs).data["contribution"].sel(part="head.1.2").values
+        before = dla.run(model, pairs).data["contribution"].sel(part="z.1.h2").values
         v = model.run(pairs.clean, ["z.1.h2@-1"])["z.1.h2@-1"].mean(dim=(0, 1, 2))
         module.model.layers[1].self_attn.o_proj.weight[:, 2 * d_head : 3 * d_head] = 40 * torch.outer(
             direction / direction.norm(), v / v.norm() ** 2
         )
     found = dla.run(model, pairs).data["contribution"]
     assert np.array_equal(before, np.zeros(4))
-    heads = found.sel(part=[p for p in found["part"].values if str(p).startswith("head")]).mean("row")
-    assert str(heads["part"].values[int(heads.values.argmax())]) == "head.1.2"
+    heads = found.sel(part=[p for p in found["part"].values if str(p).startswith("z.")]).mean("row")
+    assert str(heads["part"].values[int(heads.values.argmax())]) == "z.1.h2"
 
 
 def test_prompts_without_answers_explain_the_top_token() -> None:

@@ -118,8 +118,6 @@ def test_what_cannot_be_attributed_is_refused() -> None:
         method.run(families.model("gpt2"), same)
     with pytest.raises(FamilyError):
         method.run(families.model("bert"), pairs)
-    with pytest.raises(InputError, match="learned positions"):
-        method.run(families.model("llama"), pairs, method.Config(split_positions=True))
     path_only = microtome.load(families.make("gpt2"), family=None)
     with pytest.raises(InputError, match="module paths"):
         method.run(path_only, pairs)

@@ -32,7 +32,7 @@ def test_parts_sum_to_the_stream_and_to_the_logits(name: str) -> None:
 def test_a_part_is_what_disappears_when_it_is_left_out(name: str) -> None:
     model, ids = families.model(name), families.ids(2)
     parts = stream_parts(model, ids, None)
-    index = [part.name for part in parts.parts].index("mlp.2")
+    index = [part.name for part in parts.parts].index("mlp_out.2")
     edited = parts.stream - parts.vectors[:, :, index]
     from microtome.core.edits import Zero
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from microtome.attribution.direct_logit_attribution import Target, answers
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, Quantities
 from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.errors import FamilyError, InputError, SiteError
@@ -55,6 +56,7 @@ card = Card(
     causal="observation",
     locality="local",
     comprehensiveness="partial",
+    claims=("quantity:path",),
 )
 
 
@@ -69,6 +71,16 @@ class Config(base.Config):
 class Result(result.Result):
     """`path` `[row, head, part]` in logits: part → head → answer, zero where the part comes after the head reads;
     the part `biases` holds what norm and value biases add. `direct` `[row, head]`: their sum."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        """What each part adds to the answer through each head, exactly."""
+        path = self.data["path"].mean("row")
+        found = {
+            f"path.{part}.{head}": float(path.sel(head=head, part=part))
+            for head in path["head"].values.tolist()
+            for part in path["part"].values.tolist()
+        }
+        return (Quantities(found, frozenset(found)),)
 
     def shapes(self) -> tuple[Shape, ...]:
         mean, count = self.data["path"].mean("row").values, self.data.sizes["row"]
@@ -134,7 +146,7 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
             },
             {
                 "row": list(data.texts),
-                "head": [f"{n}.{h}" for n in range(model.n_layers) for h in range(model.n_heads)],
+                "head": [f"z.{n}.h{h}" for n in range(model.n_layers) for h in range(model.n_heads)],
                 "part": [*names, "biases"],
             },
             {"error": worst},

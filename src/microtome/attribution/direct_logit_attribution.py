@@ -25,6 +25,7 @@ from torch import Tensor
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, EdgeScores, Quantities
 from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.errors import FamilyError
@@ -37,6 +38,8 @@ from microtome.data.pairs import Pairs
 from microtome.models.model import Model
 from microtome.models.readout import Readout, readout
 from microtome.models.stream_parts import StreamParts, behind, stream_parts
+
+NODES = ("embed", "pos_embed", "z", "mlp_out")  # parts that are nodes; biases are not
 
 card = Card(
     name="direct_logit_attribution",
@@ -58,6 +61,7 @@ card = Card(
     causal="observation",
     locality="local",
     comprehensiveness="partial",
+    claims=("quantity:direct", "edges"),
 )
 
 
@@ -75,6 +79,15 @@ class Config(base.Config):
 @dataclass(frozen=True, eq=False)
 class Result(result.Result):
     """`contribution` and `recomputed` `[row, part]` in logits, `value` `[row]`: their sum, `neuron_contribution`."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        """What each part adds to the answer, exactly; and so the weight of its edge to the logits."""
+        mean = self.data["contribution"].mean("row").values.tolist()
+        parts = dict(zip(self.data["part"].values.tolist(), mean, strict=True))
+        nodes = {name: value for name, value in parts.items() if name.split(".")[0] in NODES}
+        exact = {f"direct.{name}": value for name, value in parts.items()}
+        edges = EdgeScores({(name, "logits", "logits"): value for name, value in nodes.items()})
+        return Quantities(exact, frozenset(exact)), edges
 
     def shapes(self) -> tuple[Shape, ...]:
         mean = self.data["contribution"].mean("row").values

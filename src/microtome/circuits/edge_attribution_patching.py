@@ -44,6 +44,12 @@ from microtome.models.model import Model
 Integrate = Literal["no", "inputs", "edges"]
 _SHOWN: Final = 40
 
+grading = (  # learned positions are a source of their own in the keys
+    {"split_positions": True},
+    {"split_positions": True, "integrate": "inputs"},
+    {"split_positions": True, "integrate": "edges"},
+)
+
 card = Card(
     name="edge_attribution_patching",
     title="Edge attribution patching",
@@ -58,6 +64,7 @@ card = Card(
     misleads="A saturated unit has no gradient: edges through it score nothing though cutting them matters; integrate.",
     needs="pairs",
     causal="intervention",
+    claims=("edges", "nodes"),
 )
 
 
@@ -73,7 +80,9 @@ class Config(base.Config):
     )
     integrate: Integrate = Field("no", description="no: one gradient; inputs, edges: averaged over steps.")
     steps: int = Field(5, ge=1, description="Steps of the average; one gradient takes none.")
-    split_positions: bool = Field(False, description="Count learned positions as a source of their own.")
+    split_positions: bool = Field(
+        False, description="Count positions, where they are learned, as a source of their own."
+    )
     checked: int = Field(32, ge=0, description="How many random edges are really cut; 0: none.")
     rows: int = Field(16, ge=1, description="Pairs in a batch; fewer need less memory.")
     seed: int = Field(0, description="Seed of the sample of edges.")
@@ -153,7 +162,7 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     """Estimate every edge. Raises `InputError` where cutting everything changes nothing, `FamilyError` where the stream
     is not a sum of what parts write."""
     config = config or Config()
-    graph = EdgeGraph.of(model, config.split_positions)
+    graph = EdgeGraph.of(model, config.split_positions and model.has(Site("pos_embed")))
     pairs = EdgePairs(model, graph, data, config.metric, config.kind, config.direction, config.rows)
     total = torch.zeros(graph.allowed.shape, dtype=torch.float64)
     whole, empty = [], []

@@ -23,6 +23,7 @@ from torch import Tensor
 from microtome.circuits.knockout import LEAST_GAP, Kind, Knockout
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, FoundCircuit, NodeScores
 from microtome.core.card import Card
 from microtome.core.circuit import Circuit
 from microtome.core.cost import Cost, measure
@@ -49,6 +50,7 @@ card = Card(
     needs="pairs",
     causal="intervention",
     comprehensiveness="partial",
+    claims=("circuit", "nodes"),
 )
 
 
@@ -75,6 +77,13 @@ class Result(result.Result):
         return Circuit.of(
             {str(name): float(w) for name, w in zip(kept["component"].values, kept.values, strict=True)}
         )
+
+    def answers(self) -> tuple[Answer, ...]:
+        """The circuit itself, and the estimate that all components were ranked by."""
+        estimate = self.data["estimate"]
+        names = estimate["component"].values.tolist()
+        scores = NodeScores(dict(zip(names, estimate.values.tolist(), strict=True)))
+        return FoundCircuit(self.circuit), scores
 
     def shapes(self) -> tuple[Shape, ...]:
         data = self.data

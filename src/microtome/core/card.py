@@ -27,6 +27,8 @@ class Card:
     reference: paper, authors, year. misleads: when its answer is wrong or means less than it seems.
     needs: what `run` takes as data: clean/corrupt pairs, a batch of tokens, or nothing but the weights.
     causal, phase, locality, comprehensiveness: the taxonomy.
+    claims: which of its claims an answer key can check (`Result.answers`): `nodes`, `edges`, `circuit`, `directions`,
+    `role:induction` (any role of heads), `quantity:direct` (quantities called `direct.…`). None: it cannot be graded.
     """
 
     name: str
@@ -40,19 +42,25 @@ class Card:
     phase: Phase = "post-hoc"
     locality: Locality = "local"
     comprehensiveness: Comprehensiveness = "partial"
+    claims: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise PluginError(
                 f"card name {self.name!r} is not a file's name; write it like activation_patching"
             )
-        empty = [f.name for f in fields(self) if not getattr(self, f.name)]
+        empty = [f.name for f in fields(self) if not getattr(self, f.name) and f.name != "claims"]
         if empty:
             raise PluginError(
                 f"the card of {self.name} leaves {', '.join(empty)} empty; say it in a sentence"
             )
         if isinstance(self.steps, str):
             raise PluginError(f"the steps of {self.name} are one string; write a tuple, one sentence a step")
+        if strange := [claim for claim in self.claims if not _CLAIM.fullmatch(claim)]:
+            raise PluginError(
+                f"the card of {self.name} claims {strange[0]!r}; a claim is nodes, edges, circuit, directions, "
+                "role:NAME or quantity:NAME"
+            )
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise PluginError(
@@ -67,6 +75,7 @@ class Card:
         return f"{self.causal}, {self.phase}, {reach}, {coverage}"
 
 
+_CLAIM = re.compile(r"nodes|edges|circuit|directions|(role|quantity):[a-z][a-z0-9_]*")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "needs": get_args(Needs),
     "causal": get_args(Causal),

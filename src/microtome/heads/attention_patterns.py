@@ -21,6 +21,7 @@ from torch import Tensor
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, NodeScores
 from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.errors import InputError
@@ -30,6 +31,8 @@ from microtome.core.site import Site
 from microtome.data.observed import Observed, as_prompts
 from microtome.heads.relations import NAMES, allowed, mass, relations, uniform
 from microtome.models.model import Model
+
+ROLES = {"induction": "induction", "previous": "previous_token", "duplicate": "duplicate_token"}
 
 card = Card(
     name="attention_patterns",
@@ -49,6 +52,7 @@ card = Card(
     causal="observation",
     locality="local",
     comprehensiveness="partial",
+    claims=("role:induction", "role:previous_token", "role:duplicate_token"),
 )
 
 
@@ -65,6 +69,22 @@ class Config(base.Config):
 class Result(result.Result):
     """`looks` `[relation, layer, head]` and `evenly` `[relation]`: mean attention; `entropy` `[layer, head]` as a share
     of the largest possible; `pattern` `[row, layer, head, query, key]` of the first prompts; `token` `[row, query]`."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        """Where each head looks, beyond what even attention would give."""
+        return tuple(
+            NodeScores(
+                {
+                    f"z.{self.data['layer'].values[n]}.h{self.data['head'].values[h]}": max(
+                        0.0, float(value) - float(self.data["evenly"].sel(relation=relation))
+                    )
+                    for (n, h), value in np.ndenumerate(self.data["looks"].sel(relation=relation).values)
+                    if np.isfinite(value)
+                },
+                role,
+            )
+            for relation, role in ROLES.items()
+        )
 
     def shapes(self) -> tuple[Shape, ...]:
         layers, heads = (tuple(map(str, self.data[name].values)) for name in ("layer", "head"))

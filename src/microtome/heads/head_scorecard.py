@@ -29,6 +29,7 @@ from torch import Tensor
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, NodeScores
 from microtome.core.card import Card
 from microtome.core.cost import Recorder, measure
 from microtome.core.provenance import Provenance, hash_tensors, model_hash
@@ -62,6 +63,13 @@ card = Card(
     causal="observation",
     locality="global",
     comprehensiveness="partial",
+    claims=(
+        "role:induction",
+        "role:previous_token",
+        "role:duplicate_token",
+        "role:suppression",
+        "role:copying",
+    ),
 )
 
 LOOKS = ("induction", "previous", "duplicate")
@@ -72,6 +80,13 @@ KINDS = {
     "duplicate": "duplicate-token head",
     "own_logit": "suppressing head",
     "copying": "copying head",
+}
+ROLES = {
+    "induction": "induction",
+    "previous": "previous_token",
+    "duplicate": "duplicate_token",
+    "own_logit": "suppression",
+    "copying": "copying",
 }
 
 
@@ -93,6 +108,21 @@ class Result(result.Result):
     """Over `[score, layer, head]`: `mean`, `low`, `high` (95 %; copying has no interval), `other_rows`, `twin`, and
     `named`: whether the head is named for this score. `evenly` `[score]`. Scores: induction previous duplicate
     (attention), own_logit (logits), copying (-1 … 1)."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        """How much each head is of each kind; being the opposite of a kind counts as not being it."""
+        sign = {"own_logit": -1.0}  # a suppressing head lowers the logit of the token it looks at
+        return tuple(
+            NodeScores(
+                {
+                    f"z.{n}.h{h}": max(0.0, sign.get(score, 1.0) * float(value))
+                    for (n, h), value in np.ndenumerate(self.data["mean"].sel(score=score).values)
+                    if np.isfinite(value)
+                },
+                role,
+            )
+            for score, role in ROLES.items()
+        )
 
     def shapes(self) -> tuple[Shape, ...]:
         layers, heads = (tuple(map(str, self.data[name].values)) for name in ("layer", "head"))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, Quantities
 from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.provenance import Provenance, model_hash
@@ -51,6 +52,7 @@ card = Card(
     causal="observation",
     locality="local",
     comprehensiveness="partial",
+    claims=("quantity:top",),
 )
 
 _MEASURES = ("log_probability", "rank", "divergence", "entropy")
@@ -73,6 +75,15 @@ class Result(result.Result):
     """Over `[site, row, position]`, NaN at padding: `log_probability` (nats) and `rank` (1 is the top) of the target,
     `divergence` KL(final ‖ lens) in nats, `entropy` in nats; `top_token` `[site, row, position, rank]` as text,
     `token` and `target` `[row, position]` as text."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        """At each site, the share of places at which the lens puts the target on top."""
+        right = (self.data["rank"] == 1).where(self.data["rank"].notnull()).mean(("row", "position"))
+        return (
+            Quantities(
+                {f"top.{site}": float(right.sel(site=site)) for site in right["site"].values.tolist()}
+            ),
+        )
 
     def shapes(self) -> tuple[Shape, ...]:
         sites = tuple(map(str, self.data["site"].values))

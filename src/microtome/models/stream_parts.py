@@ -35,8 +35,12 @@ class StreamPart:
 
     @property
     def name(self) -> str:
-        """`embed`, `head.3.7`, `mlp.2`, `attn_bias.0`."""
-        return ".".join(str(word) for word in (self.kind, self.layer, self.head) if word is not None)
+        """As a node: `embed`, `z.3.h7`, `mlp_out.2`; and `attn_bias.0`, `mlp_bias.1`."""
+        if self.kind == "head":
+            return f"z.{self.layer}.h{self.head}"
+        if self.kind == "mlp":
+            return f"mlp_out.{self.layer}"
+        return ".".join(str(word) for word in (self.kind, self.layer) if word is not None)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, NodeScores
 from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.edits import Edit, Noise, Set, Zero
@@ -62,6 +63,7 @@ card = Card(
     ),
     needs="pairs",
     causal="intervention",
+    claims=("nodes",),
 )
 
 Kind = Literal["zero", "mean", "resample", "noise"]
@@ -97,6 +99,12 @@ class Result(result.Result):
 
     With `keep`: `everything_else` `[kind, row]`, the metric with all but the kept components ablated.
     """
+
+    def answers(self) -> tuple[Answer, ...]:
+        """How much each head and MLP matters: its mean effect over the kinds of ablation."""
+        effect = self.data["normalised"].mean("kind")
+        names = self.data["component"].values.tolist()
+        return (NodeScores(dict(zip(names, effect.values.tolist(), strict=True))),)
 
     def shapes(self) -> tuple[Shape, ...]:
         data = self.data

@@ -20,6 +20,7 @@ from pydantic import Field
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer
 from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.shapes import Shape
@@ -47,6 +48,7 @@ card = Card(
     misleads="Redundant components hide each other: patching one of two backups shows little in either direction.",
     needs="pairs",
     causal="intervention",
+    claims=("nodes",),
 )
 
 
@@ -76,6 +78,10 @@ class Config(base.Config):
 @dataclass(frozen=True, eq=False)
 class Result(result.Result):
     """Maps of effects by part: see `microtome.patching.maps` for the arrays."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        """How much heads and MLPs matter: at their most telling position, over both directions."""
+        return maps.node_scores(self.data)
 
     def shapes(self) -> tuple[Shape, ...]:
         parts = self.data.attrs["parts"]

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer
 from microtome.core.card import Card
 from microtome.core.cost import Cost, Recorder, measure
 from microtome.core.edits import Edit, Set
@@ -58,6 +59,7 @@ card = Card(
     ),
     needs="pairs",
     causal="intervention",
+    claims=("nodes",),
 )
 
 
@@ -92,6 +94,10 @@ class Result(result.Result):
 
     `P_sample` names of cells, `P_sample_attributed` and `P_sample_exact` `[direction, sample]`, mean raw effects.
     """
+
+    def answers(self) -> tuple[Answer, ...]:
+        """How much heads and MLPs matter: at their most telling position, over both directions."""
+        return maps.node_scores(self.data)
 
     def shapes(self) -> tuple[Shape, ...]:
         parts = self.data.attrs["parts"]

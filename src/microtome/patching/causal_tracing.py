@@ -22,6 +22,7 @@ from pydantic import Field
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer
 from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.edits import Edit, Noise
@@ -55,6 +56,7 @@ card = Card(
     ),
     needs="pairs",
     causal="intervention",
+    claims=("nodes",),
 )
 
 PARTS: Final[tuple[Part, ...]] = ("resid_post", "attn_out", "mlp_out")
@@ -85,6 +87,10 @@ class Result(result.Result):
 
     Effects of a row are means over draws. Case (dimension `direction`): `restore`.
     """
+
+    def answers(self) -> tuple[Answer, ...]:
+        """How much MLPs matter, where each was restored alone: at its most telling position."""
+        return maps.node_scores(self.data) if self.data.attrs["window"] == 1 else ()
 
     def shapes(self) -> tuple[Shape, ...]:
         parts = self.data.attrs["parts"]
@@ -141,6 +147,7 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     gap = float((contrast.clean.metric - corrupted.mean(dim=0)).double().mean())
     far = float(np.mean([contrast.natural.of_edits(noise, clean) for noise in noises]))
     made = maps.dataset(contrast, ("restore",), (gap,), charts, [[_averaged(d)] for d in found], ("noise",))
+    made = made.assign_attrs(window=window)
     told = (
         f"Noise of standard deviation {scale:.3g} ({config.noise:g} times that of the embeddings), {config.draws} "
         f"draws; the hidden embeddings lie at percentile {far:.0f} of natural ones. Attention and MLPs are restored in "

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 import xarray as xr
 
+from microtome.core.answers import NodeScores
 from microtome.core.shapes import Cell, Grid, Table
 from microtome.patching import protocol
 from microtome.patching.cells import Map
@@ -172,3 +173,18 @@ def largest(data: xr.Dataset, parts: Sequence[str]) -> Table:
 
 def _place(array: xr.DataArray, place: dict[str, int]) -> str:
     return ", ".join(f"{dim} {_labels(array, dim)[i]}" for dim, i in place.items() if dim != "direction")
+
+
+def node_scores(data: xr.Dataset) -> tuple[NodeScores, ...]:
+    """How much each head and MLP matters: the mean size, over directions, of its effect at its largest position."""
+    scores: dict[str, float] = {}
+    for part in data.attrs["parts"]:
+        if part not in ("z", "mlp_out"):
+            continue
+        size = abs(data[f"{part}_normalised"]).mean("direction")
+        size = size.max("position") if "position" in size.dims else size
+        for place in np.ndindex(*size.shape):
+            at = {str(dim): int(size[dim][i]) for dim, i in zip(size.dims, place, strict=True)}
+            name = f"z.{at['layer']}.h{at['head']}" if part == "z" else f"mlp_out.{at['layer']}"
+            scores[name] = float(size.values[place])
+    return (NodeScores(scores),) if scores else ()

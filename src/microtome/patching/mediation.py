@@ -26,6 +26,7 @@ from pydantic import Field
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, EdgeScores, NodeScores
 from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.edits import Set
@@ -62,6 +63,7 @@ card = Card(
     ),
     needs="pairs",
     causal="intervention",
+    claims=("nodes", "edges"),
 )
 
 EFFECTS = ("total", "direct", "indirect", "interaction")
@@ -85,6 +87,13 @@ class Config(base.Config):
 class Result(result.Result):
     """`raw` `[effect, component, row]` for total, direct, indirect, interaction; `normalised`, `significant`;
     `percentile` `[where, effect, component]` (NaN for the interaction, which is no run)."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        """Total effects as the weight of nodes, direct effects as that of their edges to the logits."""
+        names = self.data["component"].values.tolist()
+        total, direct = (self.data["normalised"].sel(effect=name).values.tolist() for name in EFFECTS[:2])
+        edges = {(name, "logits", "logits"): effect for name, effect in zip(names, direct, strict=True)}
+        return NodeScores(dict(zip(names, total, strict=True))), EdgeScores(edges)
 
     def shapes(self) -> tuple[Shape, ...]:
         data = self.data

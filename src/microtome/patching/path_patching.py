@@ -26,6 +26,7 @@ from pydantic import Field
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, EdgeScores
 from microtome.core.card import Card
 from microtome.core.cost import Recorder, measure
 from microtome.core.edits import Edit, Set
@@ -46,6 +47,8 @@ from microtome.patching.effects import WHERE, Effects, patched, portion_of
 from microtome.patching.off_distribution import LIMIT
 from microtome.patching.stretches import WHOLE
 
+grading = ({"receivers": ("all",)},)  # the defaults ask for the edges to the logits only
+
 card = Card(
     name="path_patching",
     title="Path patching",
@@ -60,6 +63,7 @@ card = Card(
     misleads="Edges add up to the effect of a node only where the network is linear; paths can need each other.",
     needs="pairs",
     causal="intervention",
+    claims=("edges",),
 )
 
 _RECEIVERS = ("q", "k", "v", "mlp_in")
@@ -72,7 +76,7 @@ class Config(base.Config):
         ("logits",),
         min_length=1,
         description="Each `logits`, or q.5.h1, k.5.h0, v.5.h0, mlp_in.6, or several of these separated by spaces, "
-        "patched together. Keys and values are named by their own (grouped) heads.",
+        "patched together. Keys and values are named by their own (grouped) heads. Alone, `all`: every receiver.",
     )
     senders: tuple[str, ...] | None = Field(
         None, description="Heads and MLPs, as z.3.h1 and mlp_out.2; None: all."
@@ -87,6 +91,21 @@ class Config(base.Config):
 @dataclass(frozen=True, eq=False)
 class Result(result.Result):
     """`effect` `[receiver, sender, row]`, `normalised`, `significant`, `percentile`; NaN where there is no edge."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        """The effect along each edge; receivers patched together are no edge."""
+        data = self.data
+        queries = data.attrs["queries_a_key"]
+        scores = {}
+        for receiver in data["receiver"].values.tolist():
+            if " " in receiver.strip():
+                continue
+            target, kind = _end(receiver.strip(), queries)
+            for sender in data["sender"].values.tolist():
+                effect = float(data["normalised"].sel(receiver=receiver, sender=sender))
+                if np.isfinite(effect):
+                    scores[sender, target, kind] = effect
+        return (EdgeScores(scores),)
 
     def shapes(self) -> tuple[Shape, ...]:
         data = self.data
@@ -142,6 +161,19 @@ class Result(result.Result):
         )
 
 
+def _end(receiver: str, queries: int) -> tuple[str, str]:
+    """A receiver as the end of an edge: the node, and through what it reads. A shared key is of all its queries."""
+    if receiver == "logits":
+        return "logits", "logits"
+    site = Site.parse(receiver)
+    if site.part == "mlp_in":
+        return f"mlp_out.{site.layer}", "mlp"
+    assert site.heads is not None
+    (head,) = site.heads
+    heads = (head,) if site.part == "q" else range(head * queries, (head + 1) * queries)
+    return f"z.{site.layer}.h{','.join(map(str, heads))}", site.part
+
+
 def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     """Patch every edge from the senders to the receivers.
 
@@ -149,13 +181,14 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     receivers, `InputError` for receivers that cannot be patched together, `FamilyError` where a part cannot be frozen.
     """
     config = config or Config()
-    receivers = [_receivers(model, text) for text in config.receivers]
+    texts = _every_receiver(model) if config.receivers == ("all",) else config.receivers
+    receivers = [_receivers(model, text) for text in texts]
     named = () if config.senders is None else parse(model, config.senders)
     senders = named or every_component(model)
     for sender in named:
         if not any(_edge(model, sender, group) for group in receivers):
             raise SiteError(
-                f"there is no edge from {sender} to {' or to '.join(config.receivers)}: a sender must come before its "
+                f"there is no edge from {sender} to {' or to '.join(texts)}: a sender must come before its "
                 "receiver (in a parallel block attention and MLP do not see each other)"
             )
     with measure() as recorder:
@@ -173,7 +206,7 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
                 raw[number, held] = found.raw.double().cpu().numpy()
                 percentile[:, number, held] = found.percentile.double().numpy()
     coords = {
-        "receiver": list(config.receivers),
+        "receiver": list(texts),
         "sender": list(map(str, senders)),
         "where": list(WHERE),
     }
@@ -189,7 +222,7 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     items = protocol.checklist(contrast, (config.direction,), ("patch",), tested, percentile)
     return Result(
         card.name,
-        xr.Dataset(arrays, coords).assign(protocol.stored(items)),
+        xr.Dataset(arrays, coords, {"queries_a_key": _queries_a_key(model)}).assign(protocol.stored(items)),
         config.model_dump(mode="json"),
         config.seed,
         contrast.provenance,
@@ -201,6 +234,23 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         ),
         scope=card.scope,
     )
+
+
+def _queries_a_key(model: Model) -> int:
+    return model.n_heads // model.sizes["n_kv_heads"]
+
+
+def _every_receiver(model: Model) -> tuple[str, ...]:
+    """The inputs of every head and MLP that some sender comes before, and the logits."""
+    found: list[str] = []
+    for layer in range(model.n_layers):
+        if layer or model.anatomy.family.residual != "parallel":
+            found += [f"mlp_in.{layer}"] if model.has(Site("mlp_in", layer)) else []
+        if layer:
+            keys = range(model.n_heads // _queries_a_key(model))
+            found += [f"q.{layer}.h{head}" for head in range(model.n_heads)]
+            found += [f"{part}.{layer}.h{head}" for part in "kv" for head in keys]
+    return (*found, "logits")
 
 
 def _receivers(model: Model, text: str) -> tuple[Site, ...]:

@@ -25,7 +25,7 @@ from microtome.core.errors import InputError, TruthError
 from microtome.core.site import Site
 from microtome.data.pairs import Pairs
 from microtome.models.model import Model
-from microtome.models.random_twin import random_twin
+from microtome.models.random_twin import How, random_twin
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ class Truth:
     """What is known of a network. Every part may be left out; none is ever guessed.
 
     circuit: the nodes and edges that do the task, of all that `candidates` names (empty: all heads and MLPs).
+    unshown: nodes and edges (source, target, kind) of the circuit that no pair of the case can show, because putting
+    one side into the other there changes nothing; neither right nor wrong where pairs are compared.
     roles: nodes by what they are known to do, such as `induction` or `previous_token`.
     variables: what stands where. features `[feature, d]`: the true dictionary at a site.
     labels: latents of the case's data by name, `[row]` or `[row, position]`; -1 or NaN where undefined.
@@ -102,6 +104,7 @@ class Truth:
 
     circuit: Circuit | None = None
     candidates: tuple[str, ...] = ()
+    unshown: frozenset[str | tuple[str, str, str]] = frozenset()
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     variables: tuple[Variable, ...] = ()
     features: Mapping[str, Float[Tensor, "feature d"]] = field(default_factory=dict)
@@ -122,6 +125,7 @@ class Case:
     name: `testbed/case`. task: what the network does, in a sentence. pairs, tokens: what methods are run on; `tokens`
     are ids `[row, column]`, or the inputs by keyword of a module that takes none.
     untouched: the model as it was before it was edited or trojaned, where the case is about that.
+    twin: how the control's weights are made; `drawn` where they are mostly zeros.
     """
 
     name: str
@@ -133,6 +137,7 @@ class Case:
     tokens: Any = None
     seed: int = 0
     untouched: Model | None = None
+    twin: How = "shuffled"
 
     def __post_init__(self) -> None:
         if not self.evidence:
@@ -157,8 +162,8 @@ class Case:
 
     @cached_property
     def control(self) -> Model:
-        """The same architecture with its weights shuffled: whatever is found there is not the algorithm."""
-        return random_twin(self.model, self.seed)
+        """The same architecture with random weights: whatever is found there is not the algorithm."""
+        return random_twin(self.model, self.seed, self.twin)
 
 
 def generator(seed: int, *stream: int) -> torch.Generator:

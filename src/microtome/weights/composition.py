@@ -25,6 +25,7 @@ from torch import Tensor
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, EdgeScores
 from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.errors import InputError
@@ -53,6 +54,7 @@ card = Card(
     causal="observation",
     locality="global",
     comprehensiveness="partial",
+    claims=("edges",),
 )
 
 KINDS = ("q", "k", "v")
@@ -71,6 +73,23 @@ class Config(base.Config):
 @dataclass(frozen=True, eq=False)
 class Result(result.Result):
     """`score` `[kind, source, target]`, NaN where the target is not in a later layer; `baseline`, `spread` `[kind]`."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        """How far beyond chance each head is read by each later one through q, k and v; below chance is none."""
+        data = self.data
+        beyond = (data["score"] - data["baseline"]) / data["spread"]
+        heads = [f"z.{name.replace('.', '.h')}" for name in data["source"].values.tolist()]
+        return (
+            EdgeScores(
+                {
+                    (heads[a], heads[b], KINDS[kind]): max(0.0, float(value))
+                    for (kind, a, b), value in np.ndenumerate(
+                        beyond.transpose("kind", "source", "target").values
+                    )
+                    if np.isfinite(value)
+                }
+            ),
+        )
 
     def shapes(self) -> tuple[Shape, ...]:
         heads = tuple(str(name) for name in self.data["source"].values)

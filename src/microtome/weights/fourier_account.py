@@ -54,6 +54,7 @@ card = Card(
     causal="intervention",
     locality="global",
     comprehensiveness="comprehensive",
+    claims=("quantity:logit_share",),
 )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, NodeScores
 from microtome.core.card import Card
 from microtome.core.cost import Recorder, measure
 from microtome.core.errors import InputError
@@ -56,6 +57,7 @@ card = Card(
     causal="observation",
     locality="global",
     comprehensiveness="partial",
+    claims=("role:copying",),
 )
 
 _AFFORDABLE = 2e11
@@ -83,6 +85,13 @@ class Config(base.Config):
 class Result(result.Result):
     """`copying`, `writes_itself` `[layer, head]`, the same of the twin with `twin_`; `eigenvalue` `[layer, head, rank,
     (re, im)]`; `ov_value`, `ov_source`, `ov_out`, `qk_value`, `qk_query`, `qk_key` `[listed, pair]`."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        """How much each head copies: the share of positive eigenvalues of its OV circuit, where it is positive."""
+        scores = {
+            f"z.{n}.h{h}": max(0.0, float(v)) for (n, h), v in np.ndenumerate(self.data["copying"].values)
+        }
+        return (NodeScores(scores, "copying"),)
 
     def shapes(self) -> tuple[Shape, ...]:
         layers, heads = (tuple(map(str, self.data[name].values)) for name in ("layer", "head"))

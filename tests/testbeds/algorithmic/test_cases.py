@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from microtome.core import plugins
-from microtome.core.errors import InputError, TruthError
+from microtome.core.errors import TruthError
 from microtome.data.metrics import build as metric
 from microtome.testbeds import kept
 from microtome.testbeds.algorithmic import (
     automata,
     brackets,
     digit_addition,
-    edge_ablation,
     group_composition,
     induction,
     modular_addition,
@@ -195,12 +194,6 @@ def test_the_circuit_of_induction_is_the_textbooks(served: dict[tuple[str, str, 
         circuit = case_of(served, ("induction", "two_layers", seed)).truth.circuit
         assert circuit is not None
         assert {edge.ends for edge in circuit.edges} == induction.ALGORITHM
-
-
-def test_edges_cannot_be_cut_where_there_is_an_mlp() -> None:
-    model = network.network(sorting.task(), 0)
-    with pytest.raises(InputError, match="attention-only"):
-        edge_ablation.candidate_edges(model)
 
 
 @pytest.mark.training

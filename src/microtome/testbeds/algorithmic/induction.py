@@ -11,11 +11,14 @@
 
 import torch
 
+from microtome.core.circuit import Circuit, Edge
+from microtome.core.edits import Edit
 from microtome.core.errors import InputError
 from microtome.data.pairs import Pairs
-from microtome.testbeds.algorithmic.edge_ablation import accuracy_without, circuit
+from microtome.models.model import Model
 from microtome.testbeds.algorithmic.network import UNASKED, Examples, Task, contrast, evidence, network
 from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
+from microtome.testbeds.edge_ablation import Ends, candidate_edges, cut, unshown, writes
 
 card = TestbedCard(
     name="induction",
@@ -115,13 +118,15 @@ def build(case: str = "two_layers", seed: int = 0) -> Case:
     needed = {edge: accuracy for edge, accuracy in without.items() if edge in ALGORITHM}
     spared = {edge: accuracy for edge, accuracy in without.items() if edge not in ALGORITHM}
     count = int((shown.targets != UNASKED).sum())
+    found, data = circuit(without, whole, lost=0.5), pairs(64, seed)
     shown_period = shown.tokens.shape[1] - (shown.targets != UNASKED).sum(-1)
     return Case(
         name=f"{card.name}/{case}",
         task="The next token of a block of random tokens that repeats.",
         model=model,
         truth=Truth(
-            circuit=circuit(without, whole, lost=0.5),
+            circuit=found,
+            unshown=unshown(model, found, data),
             candidates=("embed", "pos_embed", "z.0.h0", "z.1.h0"),
             roles={"previous_token": ("z.0.h0",), "induction": ("z.1.h0",)},
             labels={"period": shown_period},
@@ -133,7 +138,29 @@ def build(case: str = "two_layers", seed: int = 0) -> Case:
             ),
             Evidence("smallest accuracy without another edge", min(spared.values()), least=0.9, n=count),
         ),
-        pairs=pairs(64, seed),
+        pairs=data,
         tokens=shown.tokens,
         seed=seed,
     )
+
+
+@torch.no_grad()
+def accuracy_without(model: Model, examples: Examples) -> tuple[float, dict[Ends, float]]:
+    """Share of the places asked that are answered right: with nothing cut, and with what each edge carries replaced by
+    its mean over all rows and places."""
+    change = {name: wrote.mean((0, 1)) - wrote for name, wrote in writes(model, examples.tokens).items()}
+    asked = examples.targets != UNASKED
+
+    def accuracy(edits: list[Edit]) -> float:
+        logits = model.run(examples.tokens, edit=edits, logits=True).logits
+        assert logits is not None
+        return float((logits[asked].argmax(-1) == examples.targets[asked]).double().mean())
+
+    return accuracy([]), {edge: accuracy([cut(model, change, edge)]) for edge in candidate_edges(model)}
+
+
+def circuit(accuracies: dict[Ends, float], whole: float, lost: float) -> Circuit:
+    """The edges without which more than `lost` of the accuracy is lost; an edge weighs what is lost with it."""
+    needed = [(edge, whole - rest) for edge, rest in accuracies.items() if whole - rest > lost]
+    nodes = {end for (source, target, _), _ in needed for end in (source, target)}
+    return Circuit.of(sorted(nodes), [Edge(*edge, weight) for edge, weight in needed])

@@ -114,8 +114,8 @@ class Assembly:
         self._kept: list[object] = []  # so that no identity is given to another
         self.one, self.bos = 0, 1
         self.width = 2
-        self.tokens = self._input("tokens", domain.vocabulary)
-        self.positions = self._input("indices", tuple(range(domain.length)))
+        self.tokens = self._input("tokens", domain.vocabulary, "embed")
+        self.positions = self._input("indices", tuple(range(domain.length)), "pos_embed")
         self._places[id(TOKENS)], self._places[id(INDICES)] = self.tokens, self.positions
         self.output = self.place(output)
         self.decoys = tuple(self.place(decoy) for decoy in decoys)
@@ -167,8 +167,8 @@ class Assembly:
             "TOKENS and INDICES"
         )
 
-    def _input(self, name: str, values: tuple[Value, ...]) -> Place:
-        return Place(name, self._columns(len(values)), values, False, 0, "embed")
+    def _input(self, name: str, values: tuple[Value, ...], writer: str) -> Place:
+        return Place(name, self._columns(len(values)), values, False, 0, writer)
 
     def _columns(self, count: int) -> range:
         found = range(self.width, self.width + count)

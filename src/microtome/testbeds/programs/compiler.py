@@ -206,7 +206,7 @@ class Compiled:
         directions = torch.zeros(len(place.columns), self.assembly.width)
         directions[torch.arange(len(place.columns)), torch.tensor(place.columns)] = 1.0
         values = () if place.numerical else tuple(_plain(value) for value in place.values)
-        writer = "" if place.writer == "embed" else place.writer
+        writer = "" if place.writer.endswith("embed") else place.writer
         return Variable(place.name, self._site(place), directions, values, writer)
 
     def _site(self, place: Place) -> Site:

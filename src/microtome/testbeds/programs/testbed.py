@@ -18,6 +18,7 @@ from microtome.core.errors import InputError
 from microtome.data.pairs import Pairs
 from microtome.models.load import load
 from microtome.testbeds.case import Case, Evidence, TestbedCard
+from microtome.testbeds.edge_ablation import unshown
 from microtome.testbeds.programs.compiler import Compiled
 from microtome.testbeds.programs.language import INDICES, TOKENS, Aggregate, Expression, Select, Value, Width
 from microtome.testbeds.programs.library import PROGRAMS, Program, program
@@ -51,15 +52,18 @@ def build(case: str, seed: int = 0) -> Case:
     labels = {
         "output": torch.tensor([[compiled.bos, *map(compiled.id, one.interpret(given))] for given in inputs])
     }
+    drawn, truth = pairs(one, compiled, seed), compiled.truth()
+    assert truth.circuit is not None
     return Case(
         name=f"programs/{case}",
         task=one.task,
         model=model,
-        truth=replace(compiled.truth(), labels=labels),
+        truth=replace(truth, labels=labels, unshown=unshown(model, truth.circuit, drawn)),
         evidence=(Evidence("inputs on which network and program differ", wrong, most=0, n=len(inputs)),),
-        pairs=pairs(one, compiled, seed),
+        pairs=drawn,
         tokens=tokens,
         seed=seed,
+        twin="drawn",
     )
 
 
