@@ -95,7 +95,7 @@ class PhaseDiagram:
         theory = torch.tensor([0.0, 1.0, 0.5])[self.expected]
         return (
             Grid(
-                title=f"The last of {self.features} features, squeezed into one dimension less than features",
+                title=f"What the last of {self.features} features gets, in one dimension less than there are features",
                 values=100 * np.stack([theory.numpy(), self.dimensionality.numpy()]).astype(float),
                 row_axis="relative importance",
                 row_labels=tuple(f"{value:.2g}" for value in self.importances),
