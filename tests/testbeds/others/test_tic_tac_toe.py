@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microtome.core.errors import InputError
@@ -29,6 +29,7 @@ def test_lines_are_the_eight() -> None:
     }
 
 
+@settings(max_examples=25)
 @given(st.permutations(range(9)))
 def test_boards_are_those_of_a_game_played_by_hand(order: list[int]) -> None:
     row, said = [BEGIN], [("", "", 0)]
