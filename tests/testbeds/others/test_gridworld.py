@@ -101,6 +101,19 @@ def test_a_redirected_agent_takes_the_shortest_way_to_the_other_goal(built: Case
     assert (lost == least).float().mean() < 0.5
 
 
+def test_means_of_the_goals_do_not_steer_deeper_down(built: Case) -> None:
+    """What the module says of `path:hidden`: the mean over all walks to a goal is not what stands for that goal there."""
+    start, goal = gridworld.every_walk()
+    other = goal.roll(7)
+    kept = (other != start) & (other != goal)
+    held = built.model.run(built.tokens, read=["path:hidden"])["path:hidden"]
+    mean = torch.stack([held[goal == square].sum(0) for square in range(SIDE**2)]) / 20
+    edit = Add("path:hidden", vector=mean[other[kept]] - mean[goal[kept]])
+    led = gridworld.walk(built.model, start[kept], goal[kept], other[kept], (edit,)) >= 0
+    passed = gridworld.walk(built.model, start[kept], goal[kept], other[kept]) >= 0
+    assert float(led.float().mean()) < float(passed.float().mean()) + 0.25
+
+
 def test_an_agent_that_learned_nothing_rarely_arrives(built: Case) -> None:
     start, goal = gridworld.every_walk()
     taken = gridworld.walk(built.control, start, goal)
