@@ -83,6 +83,18 @@ def test_logits_are_the_sum_of_heads_and_direct_path(name: str, seed: int) -> No
     )
 
 
+@pytest.mark.parametrize(("name", "seed"), CASES)
+def test_the_circuit_is_every_head_and_not_the_direct_path(name: str, seed: int) -> None:
+    case = head_superposition.build(name, seed)
+    assert case.truth.circuit is not None
+    heads = {f"z.0.h{head}" for head in range(HEADS[name])}
+    expected = {("embed", head, kind) for head in heads for kind in "qkv"}
+    expected |= {(head, "logits", "logits") for head in heads}
+    assert {edge.ends for edge in case.truth.circuit.edges} == expected
+    # The two rows of a pair end in the same shift, so that no query of a head tells them apart.
+    assert case.truth.unshown == {("embed", head, "q") for head in heads}
+
+
 def test_variables_stand_in_the_embedding() -> None:
     case = head_superposition.build("two_heads")
     source, shift = case.truth.variables

@@ -131,6 +131,7 @@ def _magnitude(seed: int) -> Case:
         ),
         tokens={"coefficients": coefficients},
         seed=seed,
+        twin="drawn",
     )
 
 

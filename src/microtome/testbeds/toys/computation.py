@@ -296,6 +296,7 @@ def _universal(seed: int) -> Case:
         ),
         tokens={"x": x},
         seed=seed,
+        twin="drawn",
     )
 
 

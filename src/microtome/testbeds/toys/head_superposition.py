@@ -7,15 +7,17 @@
    be plain: look only if the row ends in your shift, and write the source so many steps further.
 3. There are fewer heads than shifts. So each answer is a sum of what several heads write, mixed by how much each looks:
    the shifts are behaviours in superposition over heads. With no norm and no positions, logits are exactly the sum of
-   the heads' and the direct path's, and a head is removed by replacing what it writes with its mean.
+   the heads' and the direct path's; a head, or an edge, is removed by replacing what it carries with its mean.
 """
 
+import math
 from typing import Final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from microtome.core.circuit import Circuit, Edge
 from microtome.core.edits import Set
 from microtome.core.errors import InputError
 from microtome.core.site import Site
@@ -30,6 +32,7 @@ from microtome.testbeds.algorithmic.network import (
     network,
 )
 from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable, generator
+from microtome.testbeds.edge_ablation import Ends, candidate_edges, cut, unshown, writes
 from microtome.testbeds.toys.network import SHIPPED
 
 card = TestbedCard(
@@ -37,7 +40,7 @@ card = TestbedCard(
     title="Attention heads in superposition",
     question="Which heads does each behaviour need, when there are more behaviours than heads?",
     reference="Jermyn, Olah, Henighan (2023), Attention Head Superposition",
-    kinds=("roles", "variables", "labels", "quantities"),
+    kinds=("circuit", "roles", "variables", "labels", "quantities"),
     misleads=(
         "A role says without which heads a behaviour fails; in superposition no head has one to itself, so roles "
         "overlap by design. How much of a behaviour a head carries is not a number with one right answer."
@@ -47,7 +50,7 @@ card = TestbedCard(
 SOURCES, SHIFTS, FILLERS, LENGTH = 6, 5, 6, 8
 HEADS: Final = {"two_heads": 2, "three_heads": 3}
 LOST: Final = 0.1
-"""A behaviour needs a head without which this share of its answers is wrong, beyond what is wrong anyway."""
+"""A behaviour needs a head, and the whole needs an edge, without which this much of the accuracy is lost."""
 
 
 def cases() -> tuple[str, ...]:
@@ -131,6 +134,18 @@ def accuracy(model: Model, examples: Examples, without: int | None = None) -> Fl
     return torch.stack([right[shift == one].mean() for one in range(SHIFTS)])
 
 
+@torch.no_grad()
+def accuracy_without(model: Model, examples: Examples) -> dict[Ends, float]:
+    """The share of answers that are right when what one edge carries is replaced by its mean, for each edge."""
+    change = {name: wrote.mean((0, 1)) - wrote for name, wrote in writes(model, examples.tokens).items()}
+    found = {}
+    for edge in candidate_edges(model):
+        logits = model.run(examples.tokens, edit=[cut(model, change, edge)], logits=True).logits
+        assert logits is not None
+        found[edge] = float((logits[:, -1].argmax(-1) == examples.targets[:, -1]).double().mean())
+    return found
+
+
 def shift_of(tokens: Int[Tensor, "row column"]) -> Int[Tensor, " row"]:
     """The shift that a row ends in."""
     return tokens[:, -1] - SOURCES
@@ -144,6 +159,11 @@ def build(case: str, seed: int = 0) -> Case:
     whole = accuracy(model, shown)
     lost = torch.stack([whole - accuracy(model, shown, head) for head in range(HEADS[case])])
     needs = lost > LOST
+    cut_off = {edge: float(whole.mean()) - rest for edge, rest in accuracy_without(model, shown).items()}
+    inside = [Edge(*edge, loss) for edge, loss in cut_off.items() if loss > LOST]
+    outside = [loss for loss in cut_off.values() if loss <= LOST]
+    circuit = Circuit.of(sorted({end for edge in inside for end in (edge.source, edge.target)}), inside)
+    data = pairs(64, seed)
     embedding = model.weight("W_E").detach()
     place = (shown.tokens < SOURCES).float().argmax(-1)
     return Case(
@@ -151,6 +171,8 @@ def build(case: str, seed: int = 0) -> Case:
         task="The source that stands so many steps further round as the last token says.",
         model=model,
         truth=Truth(
+            circuit=circuit,
+            unshown=unshown(model, circuit, data),
             roles={
                 f"shift {shift}": tuple(
                     f"z.0.h{head}" for head in needs[:, shift].nonzero().flatten().tolist()
@@ -185,6 +207,18 @@ def build(case: str, seed: int = 0) -> Case:
         ),
         evidence=(
             evidence(asked, model, seed),
+            Evidence(
+                "least accuracy lost with an edge of the circuit",
+                min((edge.weight for edge in inside), default=math.nan),
+                least=2 * LOST,
+                n=len(shown.tokens),
+            ),
+            Evidence(
+                "most accuracy lost with another edge",
+                max(outside, default=0.0),
+                most=LOST / 2,
+                n=len(shown.tokens),
+            ),
             Evidence("behaviours for each head", SHIFTS / HEADS[case], least=1.0 + 1e-9),
             Evidence(
                 "fewest behaviours that need one head", float(needs.sum(1).min()), least=2.0, n=len(needs)
@@ -193,7 +227,7 @@ def build(case: str, seed: int = 0) -> Case:
                 "behaviours that need several heads", float((needs.sum(0) > 1).sum()), least=1.0, n=SHIFTS
             ),
         ),
-        pairs=pairs(64, seed),
+        pairs=data,
         tokens=shown.tokens,
         seed=seed,
     )
