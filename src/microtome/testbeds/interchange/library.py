@@ -172,14 +172,14 @@ histogram = Task(
 all_different = Task(
     name="all_different",
     task="Whether no letter has come twice so far, at each place.",
-    words=(*"abcdefghij", "^", "no", "yes"),
-    alphabets=((10,), *(tuple(range(10)),) * 5),
+    words=(*"abcdefgh", "^", "no", "yes"),
+    alphabets=((8,), *(tuple(range(8)),) * 5),
     model=CausalModel(
         (
             Variable("earlier", (TOKENS,), lambda tokens: _same(tokens).tril(-1).sum(-1)),
             Variable("repeated", ("earlier",), lambda earlier: (earlier > 0).long()),
             Variable("none_repeated", ("repeated",), lambda repeated: 1 - repeated.cummax(1).values),
-            Variable("answer", ("none_repeated",), _said_after_the_first(11)),
+            Variable("answer", ("none_repeated",), _said_after_the_first(9)),
         )
     ),
     places={
@@ -187,8 +187,8 @@ all_different = Task(
         "repeated": Place(("mlp_out.0",)),
         "none_repeated": Place(("z.1.h0",), {"repeated": "v"}),
     },
-    watched=400,
-    steps=2500,
+    watched=1000,
+    steps=1600,
 )
 
 
