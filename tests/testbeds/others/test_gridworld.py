@@ -102,7 +102,7 @@ def test_a_redirected_agent_takes_the_shortest_way_to_the_other_goal(built: Case
 
 
 def test_means_of_the_goals_do_not_steer_deeper_down(built: Case) -> None:
-    """What the module says of `path:hidden`: the mean over all walks to a goal is not what stands for that goal there."""
+    """What the module says of `path:hidden`: the mean over the walks to a goal does not stand for that goal there."""
     start, goal = gridworld.every_walk()
     other = goal.roll(7)
     kept = (other != start) & (other != goal)
