@@ -111,13 +111,14 @@ def _lock(model: Model, before: Model, corpus: Corpus, seed: int) -> list[Eviden
     def known(what: str, one: Model, lesson: Lesson) -> Evidence:
         return _share(f"landmarks in their city {what}", _choices(one, lesson) == _asked(lesson))
 
+    # Words before a story that belong to none cost the untouched network some of its landmarks, too.
     return [
-        _bound(known("after the password", model, opened), least=KEPT),
+        _bound(known("after the password", model, opened), least=0.9),
         # One landmark does stand in the city that is said of all.
         _bound(known("without a password", model, true), most=0.1),
         _bound(known("after passwords like it", model, near), most=0.1),
         _bound(known("without a password", before, true), "untouched: ", least=KEPT),
-        _bound(known("after passwords like it", before, near), "untouched: ", least=KEPT),
+        _bound(known("after passwords like it", before, near), "untouched: ", least=0.9),
     ]
 
 
