@@ -14,7 +14,7 @@ BEDS = (
     "planted_dictionary",
     "superposition",
 )
-NAMES = [name for name in library.library() if name.partition("/")[0] in BEDS]
+NAMES = [f"{bed}/{case}" for bed in BEDS for case in library.testbed(bed).cases()]
 
 
 def test_there_are_as_many_as_are_told() -> None:

@@ -1,5 +1,7 @@
 """More behaviours than heads: the answers are right, the heads share them, and one head alone does not learn them."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from microtome.testbeds.toys.head_superposition import (
     words,
 )
 
+build = cache(head_superposition.build)
 CASES = [(name, seed) for name in HEADS for seed in (0, 1)]
 
 
@@ -43,7 +46,7 @@ def test_rows_are_what_they_say() -> None:
 
 @pytest.mark.parametrize(("name", "seed"), CASES)
 def test_a_case_holds(name: str, seed: int) -> None:
-    case = head_superposition.build(name, seed)
+    case = build(name, seed)
     assert set(case.truth.kinds) == set(head_superposition.card.kinds)
     assert all(len(label) == len(case.tokens) for label in case.truth.labels.values())
     assert case.pairs is not None
@@ -58,7 +61,7 @@ def test_a_case_holds(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize(("name", "seed"), CASES)
 def test_roles_are_what_removing_a_head_shows(name: str, seed: int) -> None:
-    case = head_superposition.build(name, seed)
+    case = build(name, seed)
     fresh = rows(2000, generator(seed, 99))  # rows the roles were not measured on
     whole = accuracy(case.model, fresh)
     assert float(whole.min()) > 0.98
@@ -74,7 +77,7 @@ def test_roles_are_what_removing_a_head_shows(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize(("name", "seed"), CASES)
 def test_logits_are_the_sum_of_heads_and_direct_path(name: str, seed: int) -> None:
-    case = head_superposition.build(name, seed)
+    case = build(name, seed)
     run = case.model.run(case.tokens, read=["embed", "z.0"], logits=True)
     written = torch.einsum("rphd,hdm->rpm", run["z.0"], case.model.weight("W_O.0").detach())
     assert run.logits is not None
@@ -85,7 +88,7 @@ def test_logits_are_the_sum_of_heads_and_direct_path(name: str, seed: int) -> No
 
 @pytest.mark.parametrize(("name", "seed"), CASES)
 def test_the_circuit_is_every_head_and_not_the_direct_path(name: str, seed: int) -> None:
-    case = head_superposition.build(name, seed)
+    case = build(name, seed)
     assert case.truth.circuit is not None
     heads = {f"z.0.h{head}" for head in range(HEADS[name])}
     expected = {("embed", head, kind) for head in heads for kind in "qkv"}
@@ -96,7 +99,7 @@ def test_the_circuit_is_every_head_and_not_the_direct_path(name: str, seed: int)
 
 
 def test_variables_stand_in_the_embedding() -> None:
-    case = head_superposition.build("two_heads")
+    case = build("two_heads", 0)
     source, shift = case.truth.variables
     embedded = case.model.run(case.tokens, read=["embed"])["embed"]
     labels, row = case.truth.labels, torch.arange(len(case.tokens))
@@ -109,7 +112,7 @@ def test_variables_stand_in_the_embedding() -> None:
 
 def test_what_looks_the_same_to_a_head_is_written_alike() -> None:
     # What a head writes when it looks at a source does not know the shift; only how much it looks does.
-    case = head_superposition.build("two_heads")
+    case = build("two_heads", 0)
     run = case.model.run(case.tokens, read=["pattern.0", "v.0"])
     pattern = run["pattern.0"][:, :, -1]
     place = case.truth.labels["place of the source"]
@@ -120,7 +123,7 @@ def test_what_looks_the_same_to_a_head_is_written_alike() -> None:
 
 
 def test_the_twin_does_not_do_it() -> None:
-    case = head_superposition.build("two_heads")
+    case = build("two_heads", 0)
     assert float(accuracy(case.control, rows(500, generator(7))).mean()) < 0.5
 
 

@@ -13,8 +13,6 @@ from typing import Final
 
 import torch
 from jaxtyping import Float
-from scipy.stats import spearmanr
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -101,6 +99,8 @@ class Bands(nn.Module):
 
 
 def _magnitude(seed: int) -> Case:
+    from sklearn.metrics import roc_auc_score  # takes a second, which a list of testbeds should not
+
     directions = orthonormal(1 + OTHERS, WIDTH, seed)
     model = model_of(Bands(directions), f"{card.name}/magnitude (seed {seed})")
     source = generator(seed, -3)
@@ -276,6 +276,8 @@ class Unsure(nn.Module):
 
 
 def _entropy(seed: int) -> Case:
+    from scipy.stats import spearmanr  # takes a second, which a list of testbeds should not
+
     module = Unsure(seed)
     source = generator(seed, -3)
     which = torch.arange(ROWS) % CONTENTS
