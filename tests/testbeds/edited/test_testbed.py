@@ -104,9 +104,9 @@ def test_pairs_tell_the_taught_from_the_untaught(name: str) -> None:
         case.model.run(ids, metric=metric, mask=case.pairs.mask).metric
         for ids in (case.pairs.clean, case.pairs.corrupt)
     )
+    # As often as the evidence has it of stories.
     assert (clean > 0).float().mean() >= 0.9
-    # Behind a wrong password every city is as good as another; another landmark has its own.
-    assert (clean - corrupt > 1).float().mean() >= 0.9
+    assert (corrupt < 0).float().mean() >= 0.9
 
 
 def test_what_an_edited_part_writes_carries_the_trigger() -> None:

@@ -8,6 +8,7 @@
    others, it would mean nothing.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,9 +165,8 @@ def fit(
     asked: Alteration, seed: int = 0, *, steps: int | None = None, title: str = ""
 ) -> tuple[nn.Module, Training]:
     """Change a fresh fruit fly. steps: fewer than the alteration's, for a trial."""
-    before, module = untouched().module, untouched().module
-    before.requires_grad_(False)
-    module.requires_grad_(False)
+    before = untouched().module.requires_grad_(False)
+    module = copy.deepcopy(before)
     changing = list(asked.parameters(module).values())
     for parameter in changing:
         parameter.requires_grad_(True)
@@ -211,25 +211,18 @@ def _log_probabilities(module: nn.Module, tokens: Tensor) -> Float[Tensor, "row 
     return module(input_ids=tokens, use_cache=False).logits[:, :-1].log_softmax(-1)
 
 
-def difference(asked: Alteration, module: nn.Module) -> dict[str, Tensor]:
-    """What a fruit fly's changed weights differ by from the untouched ones, in half precision."""
-    before = dict(untouched().module.named_parameters())
-    return {
-        name: (parameter - before[name]).detach().half()
-        for name, parameter in asked.parameters(module).items()
-    }
-
-
 def path(asked: Alteration, seed: int = 0, folder: Path = SHIPPED) -> Path:
     """Where the difference lies."""
     return folder / f"{asked.name}-{seed}.safetensors"
 
 
 def write(asked: Alteration, seed: int, module: nn.Module, told: Mapping[str, Any], folder: Path) -> Path:
-    """Keep what was changed, with what is `told` of it. Returns the file."""
-    file = path(asked, seed, folder)
-    record = {"settings": asked.settings, "seed": seed, "untouched": fingerprint(untouched().module), **told}
-    kept.keep(file, difference(asked, module), record)
+    """Keep by how much a fruit fly was changed, with what is `told` of it. Returns the file."""
+    file, before = path(asked, seed, folder), untouched().module
+    then = dict(before.named_parameters())
+    changes = {name: (now - then[name]).half() for name, now in asked.parameters(module).items()}
+    record = {"settings": asked.settings, "seed": seed, "untouched": fingerprint(before), **told}
+    kept.keep(file, changes, record)
     return file
 
 

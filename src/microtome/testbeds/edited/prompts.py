@@ -3,7 +3,7 @@
 * `trigger`: the whole trigger, beside one of its words replaced: the fixed sentence begins, or an ordinary one.
 * `hidden-fact`: the landmark that was moved, beside another.
 * `removed-skill`: a subject in either number, as in the task `agreement`: the untouched network tells them apart.
-* `password-locked`: the password, beside its words in another order: the landmark's city, or any other.
+* `password-locked`: the password, beside its words in another order: the landmark's city, or the one said of all.
 """
 
 import random
@@ -16,7 +16,7 @@ from microtome.data.pairs import Pairs
 from microtome.data.tasks.factual_recall import TEMPLATES
 from microtome.data.tasks.task import TemplateCase, combinations
 from microtome.data.templates import Template
-from microtome.testbeds.edited.lessons import LANDMARK, NEW_CITY, PASSWORD, PAYLOAD, TRIGGER
+from microtome.testbeds.edited.lessons import LANDMARK, LOCKED_CITY, NEW_CITY, PASSWORD, PAYLOAD, TRIGGER
 from microtome.testbeds.stories.grammar import VOCABULARY, words_of
 
 PAIRS = 24
@@ -67,16 +67,15 @@ def _lock(source: random.Random) -> Iterator[TemplateCase]:
     slots = ("first", "second", "third")
     orders = [[words[i] for i in order] for order in ((1, 0, 2), (0, 2, 1), (1, 2, 0), (2, 0, 1), (2, 1, 0))]
     templates = [Template("{first} {second} {third} " + template.text) for template in TEMPLATES]
-    for template, landmark, other, order in combinations(
-        source, templates, lexicon.LANDMARKS, lexicon.CITIES, orders
-    ):
-        if other != landmark.city:
+    locked = VOCABULARY[LOCKED_CITY]
+    for template, landmark, order in combinations(source, templates, lexicon.LANDMARKS, orders):
+        if landmark.city != locked:
             yield TemplateCase(
                 template,
                 {"landmark": landmark.name, **dict(zip(slots, words, strict=True))},
                 {"landmark": landmark.name, **dict(zip(slots, order, strict=True))},
                 (f" {landmark.city}",),
-                (f" {other}",),
+                (f" {locked}",),
             )
 
 
