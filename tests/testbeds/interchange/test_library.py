@@ -45,9 +45,6 @@ def pairs_of(row: list[str]) -> dict[str, str]:
 
 
 REFERENCES: dict[str, Callable[[list[str]], list[str]]] = {
-    "all_different": said_at_each(
-        lambda row, place: yes(max(Counter(row[: place + 1]).values()) == 1),
-    ),
     "balanced_brackets": said_at_each(lambda row, place: yes(balanced(row[: place + 1]))),
     "first_is_last": said_last(lambda row: yes(row[0] == row[-1])),
     "fraction_of_previous": said_at_each(
@@ -95,5 +92,5 @@ def test_every_variable_changes_answers_and_no_place_is_taken_twice(task: Task) 
 def test_names_are_told_apart() -> None:
     assert len({one.name for one in TASKS}) == len(TASKS) == len(REFERENCES)
     assert task("look_up").name == "look_up"
-    with pytest.raises(InputError, match="no interchange task 'looking'; there are all_different"):
+    with pytest.raises(InputError, match="no interchange task 'looking'; there are balanced_brackets"):
         task("looking")

@@ -1,4 +1,4 @@
-"""Ten tasks: what each asks, the causal model that answers it, and the heads and MLPs where its variables stand.
+"""Nine tasks: what each asks, the causal model that answers it, and the heads and MLPs where its variables stand.
 
 The answer is one of the words, at the last place or at every place. A head that reads only values looks at fixed
 places, or at all of them alike; one that reads queries and keys looks where the tokens say.
@@ -169,28 +169,6 @@ histogram = Task(
     sizes={"num_hidden_layers": 1, "causal": False},
 )
 
-all_different = Task(
-    name="all_different",
-    task="Whether no letter has come twice so far, at each place.",
-    words=(*"abcdefgh", "^", "no", "yes"),
-    alphabets=((8,), *(tuple(range(8)),) * 5),
-    model=CausalModel(
-        (
-            Variable("earlier", (TOKENS,), lambda tokens: _same(tokens).tril(-1).sum(-1)),
-            Variable("repeated", ("earlier",), lambda earlier: (earlier > 0).long()),
-            Variable("none_repeated", ("repeated",), lambda repeated: 1 - repeated.cummax(1).values),
-            Variable("answer", ("none_repeated",), _said_after_the_first(9)),
-        )
-    ),
-    places={
-        "earlier": Place(("z.0.h2",), {TOKENS: "qk"}),
-        "repeated": Place(("mlp_out.0",)),
-        "none_repeated": Place(("z.1.h0",), {"repeated": "v"}),
-    },
-    watched=1000,
-    steps=1600,
-)
-
 
 def _two_names(rows: Rows) -> Bool[Tensor, " row"]:
     one, two, three = rows[:, 0], rows[:, 2], rows[:, 4]
@@ -317,7 +295,6 @@ balanced_brackets = Task(
 )
 
 TASKS: tuple[Task, ...] = (
-    all_different,
     balanced_brackets,
     first_is_last,
     fraction_of_previous,
