@@ -7,6 +7,22 @@ from microtome.core import plugins
 from microtome.core.errors import InputError
 from microtome.data import metrics
 from microtome.testbeds.programs import testbed
+from microtome.testbeds.programs.library import PROGRAMS
+
+
+def test_every_program_has_a_circuit_whose_variables_have_names_of_their_own() -> None:
+    for one in PROGRAMS:
+        truth = one.compile(testbed.decoys()).truth()
+        assert truth.circuit is not None
+        assert {"embed", "logits"} <= set(truth.circuit.nodes) or one.name == "sum"
+        names = [variable.name for variable in truth.variables]
+        assert len(set(names)) == len(names)
+
+
+def test_a_program_without_pairs_is_a_case_without_pairs() -> None:
+    case = testbed.build("length")
+    assert case.pairs is None
+    assert case.truth.unshown == frozenset()
 
 
 @pytest.mark.parametrize("name", ["reverse", "majority", "fraction_of_previous", "lookup"])

@@ -186,10 +186,10 @@ class Assembly:
         numbers = is_numerical(expression)
         values = self._possible.of(expression) if values is None else values
         columns = self._columns(1 if numbers else len(values))
-        return Place(self._named(expression), columns, values, numbers, stage, writer, {}, reads)
+        named = self._unique(expression.name or type(expression).__name__.lower())
+        return Place(named, columns, values, numbers, stage, writer, {}, reads)
 
-    def _named(self, expression: Expression) -> str:
-        wanted = expression.name or type(expression).__name__.lower()
+    def _unique(self, wanted: str) -> str:
         taken = {place.name for place in self._places.values()}
         found, number_ = wanted, 2
         while found in taken:
@@ -335,7 +335,7 @@ class Assembly:
         head.output.append((share.start, 0, 1.0))
         counts = range(self.domain.length, -1, -1)
         between = Place(
-            f"{called(expression)}: 1 / (1 + width)",
+            self._unique(f"{called(expression)}: 1 / (1 + width)"),
             share,
             tuple(number(1) / (1 + n) for n in counts),
             True,

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microtome.core.errors import InputError
 from microtome.data.pairs import Pairs
 from microtome.models.load import load
-from microtome.testbeds.case import Case, Evidence, TestbedCard
+from microtome.models.transformer import Transformer
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 from microtome.testbeds.edge_ablation import unshown
 from microtome.testbeds.programs.compiler import Compiled
 from microtome.testbeds.programs.language import INDICES, TOKENS, Aggregate, Expression, Select, Value, Width
@@ -44,22 +44,39 @@ def build(case: str, seed: int = 0) -> Case:
     """A program's network with its truth. The seed draws the pairs. Raises `InputError` for an unknown program."""
     one = program(case)
     compiled = one.compile(decoys())
-    model = load(compiled.transformer())
-    model.name = f"programs/{case}"
+    return served(f"programs/{case}", one, compiled, compiled.transformer(), compiled.truth(), seed)
+
+
+def served(
+    name: str,
+    one: Program,
+    compiled: Compiled,
+    module: Transformer,
+    truth: Truth,
+    seed: int,
+    evidence: tuple[Evidence, ...] = (),
+) -> Case:
+    """A network that runs a program as a case, with the program's outputs as labels, and pairs."""
+    model = load(module)
+    model.name = name
     inputs = list(itertools.product(one.vocabulary, repeat=one.length))
     tokens = compiled.encode(inputs)
-    wrong = mismatches(one, compiled, model.module(tokens).logits, inputs)
+    wrong = mismatches(one, compiled, module(tokens).logits, inputs)
     labels = {
         "output": torch.tensor([[compiled.bos, *map(compiled.id, one.interpret(given))] for given in inputs])
     }
-    drawn, truth = pairs(one, compiled, seed), compiled.truth()
-    assert truth.circuit is not None
+    drawn = pairs(one, compiled, seed)
+    if drawn is not None and truth.circuit is not None:
+        truth = replace(truth, unshown=unshown(model, truth.circuit, drawn))
     return Case(
-        name=f"programs/{case}",
+        name=name,
         task=one.task,
         model=model,
-        truth=replace(truth, labels=labels, unshown=unshown(model, truth.circuit, drawn)),
-        evidence=(Evidence("inputs on which network and program differ", wrong, most=0, n=len(inputs)),),
+        truth=replace(truth, labels=labels),
+        evidence=(
+            Evidence("inputs on which network and program differ", wrong, most=0, n=len(inputs)),
+            *evidence,
+        ),
         pairs=drawn,
         tokens=tokens,
         seed=seed,
@@ -87,11 +104,8 @@ def mismatches(
     return sum(answer != one.interpret(given) for answer, given in zip(said, inputs, strict=True))
 
 
-def pairs(one: Program, compiled: Compiled, seed: int, count: int = PAIRS) -> Pairs:
-    """Inputs that differ in one token, and in the answer at the last position.
-
-    Raises `InputError` for a program whose last answer no single token decides.
-    """
+def pairs(one: Program, compiled: Compiled, seed: int, count: int = PAIRS) -> Pairs | None:
+    """Inputs that differ in one token, and in the answer at the last position; None where no token decides it."""
     drawn = random.Random(seed)
     inputs = list(itertools.product(one.vocabulary, repeat=one.length))
     found: list[tuple[Sequence[Value], Sequence[Value]]] = []
@@ -105,7 +119,7 @@ def pairs(one: Program, compiled: Compiled, seed: int, count: int = PAIRS) -> Pa
         if len(found) == count:
             break
     if not found:
-        raise InputError(f"no single token of {one.name} changes its last answer, so it has no pairs")
+        return None
     clean_ids, corrupt_ids = (compiled.encode([pair[side] for pair in found]) for side in (0, 1))
     answers, wrong = (
         tuple((compiled.id(one.interpret(pair[side])[-1]),) for pair in found) for side in (0, 1)
