@@ -41,7 +41,7 @@ def test_what_a_file_has_is_not_run_again(
     before = path.read_bytes()
     monkeypatch.setattr(grader, "_run", None)  # would raise if anything were run
     assert graded("--json", path).exit_code == 0
-    assert path.read_bytes() == before
+    assert path.read_bytes() == before  # the broken case was tried again, and is broken still
 
 
 def test_a_fall_ends_with_code_1(graded: Callable[..., Result], tmp_path: Path) -> None:

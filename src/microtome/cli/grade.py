@@ -27,7 +27,8 @@ def grade(
     json: Annotated[
         Path | None,
         typer.Option(
-            "--json", help="Write the grades here after each case; what the file has is not run again."
+            "--json",
+            help="Write the grades here after each case; grades that the file has are not taken again.",
         ),
     ] = None,
     html: Annotated[
@@ -58,9 +59,10 @@ def grade(
     if fast and before is None:
         raise InputError("--fast takes from earlier grades what was quick; give them with --against")
     found = Grades.load(json) if json is not None and json.exists() else Grades()
-    runs = plan(methods or (), testbeds or (), seeds, found.done)
+    runs = plan(methods or (), testbeds or (), seeds, found.graded)
     if fast and before is not None:
         runs = quick(runs, before)
+    found = found.without_troubles((run.case, run.seed) for run in runs)
     found, stopped = _graded(found, runs, read_settings(settings or []), json)
     shown = [found.table(held_out), *([found.trouble()] if found.troubles else [])]
     for shape in shown:

@@ -82,7 +82,7 @@ def plan(
                 if any(kinds & set(KINDS[claim.partition(":")[0]]) for claim in card.claims)
                 and (card.name, name, seed) not in without
             )
-            if fitting and ("", name, seed) not in without:
+            if fitting:
                 found.append(Run(name, seed, fitting))
     return tuple(found)
 
@@ -114,7 +114,9 @@ def grade(runs: Sequence[Run], settings: Mapping[str, Any] | None = None) -> Ite
             continue
         for name in run.methods:
             module = plugins.method(name)
-            if checkable(module.card, case.truth):
+            if checkable(module.card, case.truth) and (
+                module.card.needs != "pairs" or case.pairs is not None
+            ):
                 for name, given in variants(module):
                     yield from _graded(module, name, case, run, {**given, **(settings or {})})
 

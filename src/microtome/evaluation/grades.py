@@ -126,9 +126,19 @@ class Grades:
 
     @property
     def done(self) -> frozenset[tuple[str, str, int]]:
-        """Method, case and seed of everything graded."""
-        graded = {(grade.method, grade.case, grade.seed) for grade in self.grades}
-        return frozenset(graded | {(one.method, one.case, one.seed) for one in self.troubles})
+        """Method, case and seed of everything that was run."""
+        return self.graded | {(one.method, one.case, one.seed) for one in self.troubles}
+
+    @property
+    def graded(self) -> frozenset[tuple[str, str, int]]:
+        """Method, case and seed of every grade; what came to nothing is left out, so that it is tried again."""
+        return frozenset((grade.method, grade.case, grade.seed) for grade in self.grades)
+
+    def without_troubles(self, cases: Iterable[tuple[str, int]]) -> "Grades":
+        """These, without what came to nothing on cases (by name and seed) that are about to be run again."""
+        again = set(cases)
+        left = tuple(one for one in self.troubles if (one.case, one.seed) not in again)
+        return Grades(self.grades, left, self.versions)
 
     def standings(self, held_out: bool = False) -> tuple[Standing, ...]:
         """Means by testbed, score and method; the best method of each score first."""
