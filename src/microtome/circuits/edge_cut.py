@@ -38,14 +38,27 @@ class CutPass:
     """The edits of one pass in which edges are cut by `amounts`.
 
     exact: give receivers with every edge cut what arrived; otherwise everything stays differentiable, and `inputs`
-    keeps what each reader's receivers read.
+    keeps what each reader's receivers read. entered: for a pass that begins at a layer, that layer, and what the
+    sources below it have written; no edge may be cut below.
     """
 
-    def __init__(self, ends: EdgeEnds, amounts: Amounts, ablation: Ablation, *, exact: bool) -> None:
+    def __init__(
+        self,
+        ends: EdgeEnds,
+        amounts: Amounts,
+        ablation: Ablation,
+        *,
+        exact: bool,
+        entered: tuple[int, Writes] | None = None,
+    ) -> None:
         self._ends, self._ablation, self._exact = ends, ablation, exact
         self._amounts = (amounts.to(ablation.writes) * ends.graph.allowed.to(ablation.writes.device)).float()
         self._readers = [reader for reader in ends.graph.readers if bool(self._amounts[reader.rows].any())]
         self._gaps = Gaps(ablation.writes, keeps_graph=not exact)
+        self._entry = 0
+        if entered is not None:
+            self._entry, written = entered
+            self._gaps.add(written)
         self._seen: dict[Site, Tensor] = {}
         self.inputs: dict[Site, Tensor] = {}
 
@@ -59,9 +72,9 @@ class CutPass:
         def at(site: Site, function: Callable[[Tensor], Tensor]) -> None:
             found.append(Function(site, function=function))
 
-        if ends.graph.splits_positions:
+        if ends.graph.splits_positions and not self._gaps.count:
             at(Site("pos_embed"), partial(self._watched, Site("pos_embed")))
-        for layer in range(model.n_layers):
+        for layer in range(self._entry, model.n_layers):
             for site in (Site("resid_pre", layer), Site("attn_out", layer)):
                 at(site, partial(self._watched, site))
             at(Site("z", layer), partial(self._headed, layer))
@@ -76,7 +89,7 @@ class CutPass:
 
     def _watched(self, site: Site, value: Tensor) -> Tensor:
         self._seen[site] = value
-        if site == Site("resid_pre", 0):
+        if site == Site("resid_pre", 0) and not self._gaps.count:
             entering = value.float()
             if self._ends.graph.splits_positions:
                 positions = self._seen[Site("pos_embed")].float().expand_as(entering)
@@ -130,13 +143,13 @@ class CutPass:
 
 
 class Gaps:
-    """Ablated minus present value of each source of a pass, in the order in which they write.
+    """Ablated minus present value of each source of a pass, in the order in which they write. count: how many have.
 
     keeps_graph: present values are to be differentiated through. Otherwise one buffer holds all gaps.
     """
 
     def __init__(self, ablated: Writes, *, keeps_graph: bool) -> None:
-        self._ablated, self._count = ablated, 0
+        self._ablated, self.count = ablated, 0
         self._parts: list[Tensor] = []
         self._buffer = None if keeps_graph else torch.empty_like(ablated)
         self._sums: dict[int, Tensor] = {}
@@ -144,11 +157,11 @@ class Gaps:
 
     def add(self, now: Writes) -> None:
         """The next sources have written this."""
-        start, self._count = self._count, self._count + len(now)
+        start, self.count = self.count, self.count + len(now)
         if self._buffer is not None:
-            torch.sub(self._ablated[start : self._count], now, out=self._buffer[start : self._count])
+            torch.sub(self._ablated[start : self.count], now, out=self._buffer[start : self.count])
             return
-        self._parts.append(self._ablated[start : self._count] - now)
+        self._parts.append(self._ablated[start : self.count] - now)
         self._joined = None
 
     def weighted(
