@@ -4,6 +4,7 @@
 #   make test    the tests
 #   make truth   the tests that train networks in full, which take long
 #   make check   format, lint, types
+#   make grade   methods against answer keys: what was quick before, compared with the committed table
 #   make clean   remove what the above made
 #
 # PYTHON=python3.13 chooses an interpreter; ARGS="…" is handed to `microtome study` or to pytest.
@@ -13,7 +14,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: study install test truth check clean
+.PHONY: study install test truth grade check clean
 
 study: .venv/.installed
 	$(BIN)/microtome study $(ARGS)
@@ -25,6 +26,9 @@ test: .venv/.installed-dev
 
 truth: .venv/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m training $(ARGS)
+
+grade: .venv/.installed-dev
+	$(BIN)/microtome grade --fast --against benchmarks/results/grades.json $(ARGS)
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check .

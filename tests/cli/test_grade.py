@@ -29,6 +29,7 @@ def test_a_table_a_file_and_a_page(graded: Callable[..., Result], tmp_path: Path
     assert len(json.loads(path.read_text())["grades"]) == 8
     assert "Methods against answer keys" in page.read_text()
     assert "average precision" in page.read_text()
+    assert "Held out" in page.read_text()
     assert "average precision" not in found.output
     assert "average precision" in graded("--json", path, "--held-out").output
 

@@ -64,9 +64,9 @@ def grade(
         runs = quick(runs, before)
     found = found.without_troubles((run.case, run.seed) for run in runs)
     found, stopped = _graded(found, runs, read_settings(settings or []), json)
-    shown = [found.table(held_out), *([found.trouble()] if found.troubles else [])]
-    for shape in shown:
+    for shape in (*found.tables(held_out, brief=True), *([found.trouble()] if found.troubles else [])):
         console.print(terminal(shape))
+    console.print(found.told(), highlight=False)
     if html is not None:
         _page(html, found)
     if stopped:
@@ -111,15 +111,18 @@ def _page(path: Path, found: "Grades") -> None:
     lead = (
         "Each method was run on networks whose inner workings are known, and its answers compared with the key; "
         "then on the same networks with random weights, where there is nothing to find.",
+        found.told(),
     )
-    sections = [
-        Section("What the methods find", shapes=(found.table(),)),
-        Section(
-            "Held-out scores",
-            text=("Other scores of the same answers, which nobody tunes a method by.",),
-            shapes=(found.table(held_out=True),),
-        ),
-    ]
+    sections = []
+    for testbed in dict.fromkeys(one.testbed for one in found.standings()):
+        tables, held = (
+            tuple(one for one in found.tables(held_out) if one.title.startswith(f"{testbed}: "))
+            for held_out in (False, True)
+        )
+        more = (
+            Section("Held out", ("Other scores of the same answers, by which no method was tuned.",), held),
+        )
+        sections.append(Section(testbed, shapes=tables, sections=more if held else ()))
     if found.troubles:
         sections.append(Section("What came to nothing", shapes=(found.trouble(),)))
     write_whole(path, page("Methods against answer keys", sections, lead).encode())

@@ -29,8 +29,24 @@ from microtome.store.whole_file import write_whole
 
 Verdict = Literal["finds it", "too few to tell", "no better than luck", "fails its control"]
 FALL: Final = 0.02
+LEGEND: Final = (
+    "Luck: what 99 of 100 guesses do not reach. Control: the score of the same method on the network with random "
+    "weights, against the same key. Beside the best: the difference on the cases both have; within the interval, it is "
+    "none."
+)
+BRIEF: Final = ("method", "value", "luck", "control", "verdict")
+COLUMNS: Final = (
+    *BRIEF,
+    "95 % over cases and seeds",
+    "chance",
+    "beside the best",
+    "cases",
+    "seconds a run",
+    "passes a run",
+)
 _NORMAL_99: Final = 2.3263  # of one side
 _NORMAL_95: Final = 1.96
+FEW: Final = 5  # grades; the interval of fewer is too wide to tell anything
 _FORMAT: Final = "microtome.grades"
 
 
@@ -157,51 +173,23 @@ class Grades:
             ]
         return tuple(found)
 
-    def table(self, held_out: bool = False) -> Table:
-        """One row for each method, testbed and score."""
-        rows: list[tuple[Cell, ...]] = []
+    def tables(self, held_out: bool = False, brief: bool = False) -> tuple[Table, ...]:
+        """One table for each testbed and score, a row for each method; `brief`: the columns that fit a terminal."""
+        groups: dict[tuple[str, str], list[Standing]] = {}
         for one in self.standings(held_out):
-            low, high = one.interval
-            rows.append(
-                (
-                    one.testbed,
-                    one.score,
-                    one.method,
-                    one.value,
-                    f"{low:.2f} … {high:.2f}" if math.isfinite(low) else "",
-                    one.chance,
-                    one.limit,
-                    "refused" if one.control is None else one.control,
-                    one.verdict,
-                    one.beside,
-                    one.cases,
-                    one.seconds,
-                    one.passes,
-                )
-            )
-        failed = sum(1 for one in self.standings(held_out) if one.verdict == "fails its control")
-        return Table(
-            "grades, held-out scores" if held_out else "grades",
-            (
-                "testbed",
-                "score",
-                "method",
-                "value",
-                "95 %",
-                "chance",
-                "luck reaches",
-                "control",
-                "verdict",
-                "beside the best",
-                "cases",
-                "seconds",
-                "passes",
-            ),
-            tuple(rows),
-            caption=f"{len(rows)} rows from {len(self.done)} runs on {len({g.case for g in self.grades})} cases; "
-            f"{failed} fail their control, {len(self.troubles)} runs came to nothing (below). A value above what luck "
-            "reaches (99 of 100 guesses stay below) means that the method finds what is there; if the same method "
-            "passes that limit on the control, it says so whatever is there. Seconds and passes: of a mean run.",
+            groups.setdefault((one.testbed, one.score), []).append(one)
+        return tuple(
+            _table(testbed, score, found, BRIEF if brief else COLUMNS)
+            for (testbed, score), found in groups.items()
+        )
+
+    def told(self) -> str:
+        """What was run, and how the tables are to be read."""
+        standings = [*self.standings(), *self.standings(held_out=True)]
+        failed = sum(1 for one in standings if one.verdict == "fails its control")
+        return (
+            f"{len(self.done)} runs on {len({grade.case for grade in self.grades})} cases; {failed} of "
+            f"{len(standings)} standings fail their control, {len(self.troubles)} runs came to nothing. {LEGEND}"
         )
 
     def trouble(self) -> Table:
@@ -260,6 +248,29 @@ class Grades:
             ) from error
 
 
+def _table(testbed: str, score: str, found: Sequence[Standing], columns: tuple[str, ...]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for one in found:
+        low, high = one.interval
+        cells: dict[str, Cell] = {
+            "method": one.method,
+            "value": round(one.value, 3),
+            "luck": round(one.limit, 3),
+            "control": "refused" if one.control is None else round(one.control, 3),
+            "verdict": one.verdict,
+            "95 % over cases and seeds": f"{low:.3f} … {high:.3f}" if math.isfinite(low) else "one case",
+            "chance": round(one.chance, 3),
+            "beside the best": one.beside,
+            "cases": one.cases,
+            "seconds a run": round(one.seconds, 2),
+            "passes a run": one.passes,
+        }
+        rows.append(tuple(cells[column] for column in columns))
+    counts = sorted({one.cases for one in found})
+    cases = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return Table(f"{testbed}: {score}", columns, tuple(rows), caption=f"mean over {cases} cases")
+
+
 def _standing(method: str, testbed: str, score: str, group: Sequence[Grade], beside: str) -> Standing:
     by_case: dict[str, list[Grade]] = {}
     for grade in group:
@@ -303,12 +314,12 @@ def _beside(group: Sequence[Grade], best: Sequence[Grade]) -> str:
 
 
 def _gain(group: Sequence[Grade]) -> tuple[float, float]:
-    """The interval of score minus control; of a single grade, what luck would give two numbers."""
+    """The interval of score minus control; of fewer than five grades, what luck would give two such means."""
     gaps = [g.value - (g.control or 0.0) for g in group]
-    if len(gaps) != 1:
+    if len(gaps) >= FEW or not gaps:
         return _interval(gaps)
-    half = _NORMAL_95 * math.sqrt(2.0) * group[0].spread
-    return gaps[0] - half, gaps[0] + half
+    half = _NORMAL_95 * math.sqrt(2.0 * sum(g.spread**2 for g in group)) / len(group)
+    return _mean(gaps) - half, _mean(gaps) + half
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
