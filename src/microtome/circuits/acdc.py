@@ -6,6 +6,8 @@
 3. Edges into a part that nothing reads any more go without a test: no cut there can change anything.
 4. When cut edges carry the other side (resample), parts that no embedding feeds any more say what they say there, so
    edges out of them go too. Under mean or zero such parts still carry something, and their edges stay.
+   Where a norm stands behind the attention (Gemma 2, OLMo 2), the heads of a layer share its divisor: what one says
+   changes the others though nothing reads it, so there every edge is tested and none goes by 3 or 4.
 
 The divergence of a pair is that of the next-token distributions, KL(uncut ‖ cut) in nats; with any other metric, how
 far the metric moves. Over pairs it is the mean, so that pairs that move apart do not cancel. While a receiver is
@@ -45,6 +47,7 @@ from microtome.core.site import Site
 from microtome.data import metrics
 from microtome.data.pairs import Pairs
 from microtome.models.model import Model
+from microtome.models.stream_parts import behind
 
 Order = Literal["latest", "earliest", "random"]
 _SHOWN: Final = 40
@@ -218,7 +221,7 @@ class _Behaviour:
     def __init__(
         self, model: Model, data: Pairs, graph: EdgeGraph, config: Config, recorder: Recorder
     ) -> None:
-        self.graph, self._recorder, self._n = graph, recorder, len(data)
+        self.model, self.graph, self._recorder, self._n = model, graph, recorder, len(data)
         pairs = EdgePairs(model, graph, data, config.metric, config.kind, config.direction, config.rows)
         none = torch.zeros(graph.allowed.shape)
         self._batches: list[tuple[EdgeTail, Float[Tensor, " row"]]] = []
@@ -255,6 +258,8 @@ class _Walk:
 
     def __init__(self, behaviour: _Behaviour, config: Config) -> None:
         self.behaviour, self._config, self._graph = behaviour, config, behaviour.graph
+        model = behaviour.model
+        self._apart = all(behind(model.anatomy, layer, "attn") is None for layer in range(model.n_layers))
         self._drawn = torch.Generator().manual_seed(config.seed)
         shape = tuple(self._graph.allowed.shape)
         self._cut = torch.zeros(shape)
@@ -268,13 +273,13 @@ class _Walk:
         graph = self._graph
         for row in reversed(range(len(graph.receivers))):
             # Below this receiver nothing is cut, so its edges lie on paths exactly if something reads its part.
-            if graph.connected(self._kept)[row].any():
+            if not self._apart or graph.connected(self._kept)[row].any():
                 for column in self._sources(row):
                     self._test(row, column)
             else:
                 self._cut[row] = graph.allowed[row].float()
                 self.outcome[row, graph.allowed[row].numpy()] = "unread"
-        if self._config.kind == "resample":
+        if self._config.kind == "resample" and self._apart:
             self.outcome[(self._kept & ~graph.connected(self._kept)).numpy()] = "unfed"
 
     @property

@@ -49,7 +49,7 @@ class CutPass:
         ablation: Ablation,
         *,
         exact: bool,
-        entered: tuple[int, Writes] | None = None,
+        entered: tuple[int, Float[Tensor, "below row position d_model"]] | None = None,
     ) -> None:
         self._ends, self._ablation, self._exact = ends, ablation, exact
         self._amounts = (amounts.to(ablation.writes) * ends.graph.allowed.to(ablation.writes.device)).float()
