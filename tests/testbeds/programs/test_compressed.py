@@ -8,6 +8,7 @@ import torch
 from microtome.core.errors import InputError, StoreError, TruthError
 from microtome.core.site import Site
 from microtome.models.load import load
+from microtome.testbeds.edge_ablation import candidate_edges, cut, writes
 from microtome.testbeds.programs import compressed
 from microtome.testbeds.programs.compression import compressed as through
 from microtome.testbeds.programs.compression import learned, occupied
@@ -21,7 +22,7 @@ def test_more_directions_than_dimensions_and_every_answer_right(name: str) -> No
     for site, dictionary in case.truth.features.items():
         assert len(dictionary) > dictionary.shape[1] == case.model.sizes["d_model"]
         assert case.model.has(Site.parse(site))
-    assert case.truth.circuit is not None
+    assert (case.truth.circuit is not None) == name.endswith("_turned")
 
 
 def test_the_stream_of_a_turned_network_is_the_wide_one_through_the_dictionary() -> None:
@@ -39,6 +40,23 @@ def test_the_stream_of_a_turned_network_is_the_wide_one_through_the_dictionary()
         assert torch.allclose(variable.directions, plain.directions @ case.truth.features["resid_pre.0"])
 
 
+def test_no_edge_outside_the_program_matters() -> None:
+    case = compressed.build("histogram_turned")
+    circuit, pairs = case.truth.circuit, case.pairs
+    assert circuit is not None
+    assert pairs is not None
+    here, there = writes(case.model, pairs.clean), writes(case.model, pairs.corrupt)
+    change = {part: there[part] - wrote for part, wrote in here.items()}
+    whole = case.model.run(pairs.clean, logits=True).logits
+    assert whole is not None
+    for ends in candidate_edges(case.model):
+        logits = case.model.run(pairs.clean, edit=[cut(case.model, change, ends)], logits=True).logits
+        assert logits is not None
+        moved = float((logits - whole)[:, -1].detach().abs().max())
+        shown = ends in {edge.ends for edge in circuit.edges} - case.truth.unshown
+        assert (moved > 1e-2) == shown, (ends, moved)
+
+
 def test_the_seed_turns() -> None:
     one, same, other = (
         compressed.build("reverse_turned", seed).truth.features["resid_pre.0"] for seed in (0, 0, 1)
@@ -49,27 +67,27 @@ def test_the_seed_turns() -> None:
 
 
 def test_too_few_dimensions_cannot_serve_as_truth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressed, "occupied", lambda *given: occupied(*given)[:, :-4])
+    monkeypatch.setattr(compressed, "occupied", lambda *given: occupied(*given)[:, :-6])
     with pytest.raises(TruthError, match="network and program differ"):
         compressed.build("reverse_turned")
 
 
-def test_a_learned_matrix_keeps_more_than_leaving_out_the_least_does() -> None:
+def test_a_learned_matrix_keeps_more_than_as_many_of_the_directions() -> None:
     one = program("copy")
     compiled = one.compile()
     wide = compiled.transformer().requires_grad_(False)
     inputs = compressed._inputs(one)[:200]
     tokens = compiled.encode(inputs)
     targets = torch.tensor([[compiled.id(value) for value in one.interpret(given)] for given in inputs])
-    matrix, again = (learned(wide, tokens, targets, 2, seed, steps=(60, 40)) for seed in (0, 0))
+    matrix, again = (learned(wide, tokens, targets, 4, seed, steps=(120, 60)) for seed in (0, 0))
     assert torch.equal(matrix, again)
-    cut = occupied(wide, tokens, 0)[:, :-2]
+    some = occupied(wide, tokens, 0)[:, : matrix.shape[1]]
 
     def right(through_matrix: torch.Tensor) -> float:
         said = compiled.decode(through(wide, through_matrix)(tokens).logits.detach())
         return sum(a == one.interpret(b) for a, b in zip(said, inputs, strict=True)) / len(inputs)
 
-    assert right(matrix) > right(cut)
+    assert right(matrix) == 1.0 > right(some)
 
 
 def test_names_and_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

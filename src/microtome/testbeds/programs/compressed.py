@@ -74,14 +74,15 @@ def build(case: str, seed: int = 0) -> Case:
         one,
         compiled,
         compressed(wide, matrix).requires_grad_(False),
-        truth(compiled, matrix),
+        truth(compiled, matrix, way),
         seed,
         (Evidence("directions for each dimension", len(matrix) / matrix.shape[1], least=1.05),),
     )
 
 
-def truth(compiled: Compiled, matrix: Float[Tensor, "d_model narrow"]) -> Truth:
-    """The truth of the wide network, its directions put through the matrix; the dictionary at every stream."""
+def truth(compiled: Compiled, matrix: Float[Tensor, "d_model narrow"], way: str) -> Truth:
+    """The truth of the wide network, its directions put through the matrix; the dictionary at every stream. Where
+    something was lost, other edges may carry a little of it, so a learned one has no circuit."""
     wide = compiled.truth()
     sizes = compiled.sizes
     sites = [Site("resid_pre", 0)]
@@ -90,6 +91,7 @@ def truth(compiled: Compiled, matrix: Float[Tensor, "d_model narrow"]) -> Truth:
         sites.append(Site("resid_post", layer))
     return replace(
         wide,
+        circuit=wide.circuit if way == "turned" else None,
         variables=tuple(replace(one, directions=one.directions @ matrix) for one in wide.variables),
         features={str(site): matrix for site in sites},
     )

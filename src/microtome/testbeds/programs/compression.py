@@ -2,9 +2,9 @@
 
 1. A matrix `[d_model, narrow]` takes each direction of the wide stream to a direction of the narrow one: its rows are
    the true dictionary. Everything that writes is multiplied by it, everything that reads by its transpose.
-2. *Turned*: the rows span the subspace that the streams of all inputs occupy, in a random basis. Categorical variables
-   fill less room than they have directions (their values add up to one), so there are more directions than dimensions
-   and no axis means anything; the network computes the same up to rounding.
+2. *Turned*: the rows span the subspace that everything written on any input lies in, in a random basis. Categorical
+   variables fill less room than they have directions (their values add up to one), so there are more directions than
+   dimensions and no axis means anything; network and edges carry the same up to rounding.
 3. *Learned*: fewer dimensions yet, so that something must be lost. First the matrix is trained to keep what heads, MLPs
    and the unembedding read of the wide network's streams; then the whole narrow network to give the right answers.
 
@@ -23,6 +23,7 @@ from microtome.core.site import Site
 from microtome.models.load import load
 from microtome.models.transformer import Block, Transformer, TransformerConfig
 from microtome.testbeds.case import generator
+from microtome.testbeds.edge_ablation import writes
 from microtome.testbeds.programs.assembly import SHARP
 from microtome.testbeds.training import train
 
@@ -44,8 +45,10 @@ def compressed(wide: Transformer, matrix: Float[Tensor, "d_model narrow"]) -> Tr
 def occupied(
     wide: Transformer, tokens: Int[Tensor, "row column"], seed: int
 ) -> Float[Tensor, "d_model narrow"]:
-    """An orthonormal basis, turned by a random rotation, of the subspace that the streams of these inputs lie in."""
-    basis = _basis(_streams(wide, tokens))
+    """An orthonormal basis, turned by a random rotation, of the subspace that what each part writes on these inputs
+    lies in. (The streams alone would lie in less, but then parts would say things that others take back.)"""
+    written = writes(load(wide), tokens)
+    basis = _basis(torch.cat([each.flatten(0, 1) for each in written.values()]).unique(dim=0))
     turn = torch.linalg.qr(torch.randn(basis.shape[1], basis.shape[1], generator=generator(seed)).double()).Q
     return (basis @ turn).float()
 
