@@ -71,7 +71,7 @@ def test_methods_are_compared_on_what_both_have() -> None:
     )  # fmt: skip
     beside = {one.method: one.beside for one in found.standings()}
     assert beside["good"] == "best"
-    assert beside["near"].endswith("within the interval")
+    assert beside["near"].endswith("not told apart")
     assert beside["far"] == "-0.50"
     assert beside["once"] == "-0.30, one case"
     assert beside["else"] == "no case in common"

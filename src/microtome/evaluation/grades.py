@@ -31,13 +31,13 @@ Verdict = Literal["finds it", "too few to tell", "no better than luck", "fails i
 FALL: Final = 0.02
 LEGEND: Final = (
     "Luck: what 99 of 100 guesses do not reach. Control: the score of the same method on the network with random "
-    "weights, against the same key. Beside the best: the difference on the cases both have; within the interval, it is "
-    "none."
+    "weights, against the same key. 95 %: of the mean over cases and seeds. Beside the best (of the methods with most "
+    "cases): the mean difference on the cases both have; not told apart where its 95 % interval holds zero."
 )
 BRIEF: Final = ("method", "value", "luck", "control", "verdict")
 COLUMNS: Final = (
     *BRIEF,
-    "95 % over cases and seeds",
+    "95 %",
     "chance",
     "beside the best",
     "cases",
@@ -165,7 +165,9 @@ class Grades:
         found: list[Standing] = []
         for testbed, score in dict.fromkeys(key[:2] for key in sorted(groups)):
             rivals = {key[2]: group for key, group in groups.items() if key[:2] == (testbed, score)}
-            best = max(rivals, key=lambda name: (_mean(g.value for g in rivals[name]), name))
+            best = max(
+                rivals, key=lambda name: (len(rivals[name]), _mean(g.value for g in rivals[name]), name)
+            )
             ranked = sorted(rivals, key=lambda name: (-_mean(g.value for g in rivals[name]), name))
             found += [
                 _standing(name, testbed, score, rivals[name], _beside(rivals[name], rivals[best]))
@@ -258,7 +260,7 @@ def _table(testbed: str, score: str, found: Sequence[Standing], columns: tuple[s
             "luck": round(one.limit, 3),
             "control": "refused" if one.control is None else round(one.control, 3),
             "verdict": one.verdict,
-            "95 % over cases and seeds": f"{low:.3f} … {high:.3f}" if math.isfinite(low) else "one case",
+            "95 %": f"± {(high - low) / 2:.3f}" if math.isfinite(low) else "one case",
             "chance": round(one.chance, 3),
             "beside the best": one.beside,
             "cases": one.cases,
@@ -309,7 +311,7 @@ def _beside(group: Sequence[Grade], best: Sequence[Grade]) -> str:
     if all(abs(gap) < 1e-9 for gap in gaps):
         return "the same"
     if low <= 0.0 <= high:
-        return f"{_mean(gaps):+.2f}, within the interval"
+        return f"{_mean(gaps):+.2f}, not told apart"
     return f"{_mean(gaps):+.2f}" + ("" if math.isfinite(low) else ", one case")
 
 
