@@ -141,7 +141,7 @@ def test_sources_are_tried_in_the_order_asked_for(order: str, expected: list[int
 @pytest.mark.parametrize(
     ("name", "kind", "untested"),
     [
-        ("gpt2", "resample", {"unread", "unfed"}),
+        ("gpt2", "resample", {"unread"}),
         ("gptj", "resample", {"unfed"}),
         ("gptj", "mean", {"unread"}),
         ("llama", "zero", set()),
