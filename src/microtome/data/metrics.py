@@ -150,6 +150,13 @@ class KL:
     def needs(self) -> LogitSelection:
         return LogitSelection(self.positions)
 
+    @cached_property
+    def _known(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the reference: log-probabilities, probabilities, and which of them are zero."""
+        widened = self.reference.detach().to(torch.promote_types(self.reference.dtype, torch.float32))
+        found = widened.log_softmax(-1)
+        return found, found.exp(), found == -torch.inf
+
     def __call__(self, logits: Float[Tensor, "batch position token"]) -> Float[Tensor, " batch"]:
         model = _widen(logits, len(self.reference)).log_softmax(-1)
         if model.shape != self.reference.shape:
@@ -157,9 +164,9 @@ class KL:
                 f"expected logits of the reference's shape {tuple(self.reference.shape)}, got "
                 f"{tuple(model.shape)}"
             )
-        reference = self.reference.detach().to(model).log_softmax(-1)
-        terms = reference.exp() * (reference - model)
-        return terms.masked_fill(reference == -torch.inf, 0.0).sum(-1).mean(-1)
+        reference, weights, absent = self._known
+        terms = weights.to(model) * (reference.to(model) - model)
+        return terms.masked_fill(absent.to(model.device), 0.0).sum(-1).mean(-1)
 
     def for_rows(self, rows: list[int]) -> "KL":
         return KL(self.reference[rows], self.positions)
