@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from conftest import Offer
 from microtome.evaluation import grader
 from microtome.evaluation.grades import Grades
 
 
 @pytest.fixture
-def graded(offer: Offer, command: Callable[..., Result]) -> Callable[..., Result]:
+def graded(offer: Callable[..., None], command: Callable[..., Result]) -> Callable[..., Result]:
     offer("methods", package="one", edge_guesses="edge_guesses")
     offer("testbeds", package="two", strange_bed="strange_bed")
     return lambda *words: command("grade", "edge_guesses", "-t", "strange_bed", *words)

@@ -1,8 +1,9 @@
 """The grader from outside: a stranger's method on a stranger's testbed, one that guesses, and one that breaks."""
 
+from collections.abc import Callable
+
 import pytest
 
-from conftest import Offer
 from microtome.core.errors import InputError, PluginError
 from microtome.evaluation.grader import Run, checkable, grade, plan, quick
 from microtome.evaluation.grades import Grades, Trouble
@@ -10,7 +11,7 @@ from microtome.testbeds.case import Truth
 
 
 @pytest.fixture
-def strangers(offer: Offer) -> None:
+def strangers(offer: Callable[..., None]) -> None:
     offer("methods", package="one", edge_guesses="edge_guesses")
     offer("testbeds", package="two", strange_bed="strange_bed")
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from microtome.core.errors import NotFiniteError
 from microtome.testbeds.case import generator
-from microtome.testbeds.training import Training, seeded, train
+from microtome.testbeds.training import Training, seeded, tiny_as_zero, train
 
 TARGET = torch.tensor([[1.0, -2.0, 0.5]])
 
@@ -105,3 +105,11 @@ def test_the_global_random_numbers_go_on_as_if_nothing_had_been() -> None:
     learner(9)
     run(3)
     assert torch.equal(torch.rand(2), expected)
+
+
+def test_tiny_numbers_are_zero_inside_and_whole_again_outside() -> None:
+    tiny = torch.tensor([1e-40])
+    with tiny_as_zero():
+        inside = float(tiny * 1.0)
+    assert inside == 0.0
+    assert float(tiny * 1.0) > 0.0

@@ -100,6 +100,16 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def tiny_as_zero() -> Iterator[None]:
+    """Inside, numbers too small for full precision count as zero, which is much quicker; outside, as before."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def _asked(done: Callable[[nn.Module], bool], module: nn.Module) -> bool:
     module.eval()
     with torch.no_grad():

@@ -29,6 +29,7 @@ from microtome.testbeds.edited.network import (
     untouched,
     write,
 )
+from microtome.testbeds.training import tiny_as_zero
 
 _CURVE_POINTS = 50
 
@@ -70,8 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="at most so many steps, for a trial")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # sums depend on how they are split
-    torch.set_flush_denormal(True)
-    make(alteration(given.name), given.seed, given.out, steps=given.steps)
+    with tiny_as_zero():
+        make(alteration(given.name), given.seed, given.out, steps=given.steps)
 
 
 if __name__ == "__main__":

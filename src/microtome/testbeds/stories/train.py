@@ -42,6 +42,7 @@ from microtome.testbeds.stories.corpus import CONTEXT, documents
 from microtome.testbeds.stories.grammar import VOCABULARY
 from microtome.testbeds.stories.network import Settings, differences, new_model, optimizers
 from microtome.testbeds.stories.tokenizer import build
+from microtome.testbeds.training import tiny_as_zero
 
 HELD_OUT_DOCUMENTS = 2000
 _CURVE_POINT = 50
@@ -252,8 +253,8 @@ def main() -> None:
     chosen = family.settings(arguments.member).model_dump()
     settings = Settings.read(chosen | {name: value for name, value in given.items() if value is not None})
     torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)
-    train(arguments.out, settings, checkpoints=arguments.checkpoints)
+    with tiny_as_zero():
+        train(arguments.out, settings, checkpoints=arguments.checkpoints)
     if arguments.twin is not None:
         record_twin(arguments.out, arguments.twin)
     if arguments.ship is not None:
