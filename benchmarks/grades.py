@@ -20,7 +20,9 @@ def markdown(table: Table) -> str:
 def main() -> None:
     grades = Grades.load(Path(__file__).parent / "results" / "grades.json")
     print("# Methods against answer keys\n")
-    print("`microtome grade --json benchmarks/results/grades.json`, one seed of each case.", grades.told(), "\n")
+    print(
+        "`microtome grade --json benchmarks/results/grades.json`, one seed of each case.", grades.told(), "\n"
+    )
     for held_out, heading in ((False, "Scores"), (True, "Held-out scores")):
         print(f"## {heading}\n")
         for table in grades.tables(held_out):
