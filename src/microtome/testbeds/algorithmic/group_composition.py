@@ -1,6 +1,8 @@
 """What does a network that learned a group compute? Composition of two elements, with the group's representations.
 
-1. Rows `a b =` over the elements of a finite group; a share of all pairs is learned, the rest is never seen.
+1. Pairs `a b` of elements of a finite group; a share of all pairs is learned, the rest is never seen. The network has
+   one layer of neurons over an embedding of each side. It is trained on all learned pairs at once with strong weight
+   decay, in seconds, so it is trained where it is asked for and nothing ships.
 2. The known account (Chughtai et al. 2023): the logits are sums over irreducible representations ρ of their characters,
    χ_ρ(a b c⁻¹); for a cyclic group these are the waves of modular addition. Which representations is a matter of the
    seed.
@@ -11,24 +13,17 @@
 from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
+from typing import Final
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from microtome.core.errors import InputError
-from microtome.models.model import Model
-from microtome.testbeds.algorithmic.network import (
-    UNASKED,
-    Examples,
-    Task,
-    contrast,
-    evidence,
-    full_batch,
-    last_of_one_layer,
-    network,
-)
+from microtome.models.load import load
 from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
+from microtome.testbeds.training import Training, seeded, train
 
 card = TestbedCard(
     name="group_composition",
@@ -41,19 +36,24 @@ card = TestbedCard(
 
 Permutation = tuple[int, ...]
 GENERATORS: Mapping[str, tuple[Permutation, ...]] = {
+    "symmetric": ((1, 0, 2, 3), (1, 2, 3, 0)),
     "cyclic": (tuple((i + 1) % 41 for i in range(41)),),
     "dihedral": (tuple((i + 1) % 29 for i in range(29)), tuple(-i % 29 for i in range(29))),
     "alternating": ((1, 2, 0, 3, 4), (1, 2, 3, 4, 0)),
 }
 
 
-_LEARNED = 0.9
+LEARNED: Final = 0.8
+NEURONS: Final = 256
+STEPS: Final[Mapping[str, int]] = {"symmetric": 2500, "cyclic": 900, "dihedral": 900}
+RATE: Final = 2e-2
+WEIGHT_DECAY: Final = 1.0
 
 
 def cases() -> tuple[str, ...]:
-    """None yet: of the groups here none has a trained network that answers 99 % of the unseen pairs, so this is not
-    offered as a testbed. `build` trains one of them, for minutes, and refuses it where it does not get there."""
-    return ()
+    """The symmetric group of 24 elements, the cyclic one of 41, the dihedral one of 58. The alternating one of 60 is
+    learned to 0.989 to 0.992 of the unseen pairs, which is too little to rely on."""
+    return tuple(STEPS)
 
 
 def elements(generators: tuple[Permutation, ...]) -> list[Permutation]:
@@ -117,70 +117,72 @@ def _is_square(number: int) -> bool:
     return round(number**0.5) ** 2 == number
 
 
-def rows(n: int) -> Int[Tensor, "pair column"]:
-    """All pairs as `a b =`. An element has the id of its number on the left, n more on the right; the sign has 2n."""
-    pairs = torch.cartesian_prod(torch.arange(n), torch.arange(n, 2 * n))
-    return torch.cat([pairs, torch.full((n * n, 1), 2 * n)], dim=1)
+class Composer(nn.Module):
+    """relu(left[a] + right[b]) @ out: a logit for each element. Rows are `a b`, b counted on from n."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(2 * n, NEURONS)
+        self.neurons = nn.ReLU()
+        self.unembed = nn.Linear(NEURONS, n, bias=False)
+        nn.init.normal_(self.embed.weight, std=0.3)
+        nn.init.normal_(self.unembed.weight, std=NEURONS**-0.5)
+
+    def forward(self, tokens: Int[Tensor, "row 2"]) -> Float[Tensor, "row element"]:
+        logits: Tensor = self.unembed(self.neurons(self.embed(tokens).sum(dim=1)))
+        return logits
 
 
-def products(case: str, tokens: Int[Tensor, "row column"]) -> Int[Tensor, " row"]:
+def rows(n: int) -> Int[Tensor, "pair 2"]:
+    """All pairs `a b`. An element has the id of its number on the left, n more on the right."""
+    return torch.cartesian_prod(torch.arange(n), torch.arange(n, 2 * n))
+
+
+def products(case: str, tokens: Int[Tensor, "row 2"]) -> Int[Tensor, " row"]:
     """The number of the product of each row."""
     product = table(case)
     return product[tokens[:, 0], tokens[:, 1] - len(product)]
 
 
-def examples(case: str, tokens: Int[Tensor, "row column"]) -> Examples:
-    """The product is asked at the last column."""
-    targets = torch.full_like(tokens, UNASKED)
-    targets[:, -1] = products(case, tokens)
-    return Examples(tokens, targets)
+def split(case: str, seed: int) -> tuple[Int[Tensor, "learned 2"], Int[Tensor, "unseen 2"]]:
+    """The pairs learned from, and the others."""
+    every = rows(len(table(case)))
+    order = torch.randperm(len(every), generator=generator(seed))
+    count = round(LEARNED * len(every))
+    return every[order[:count]], every[order[count:]]
 
 
-def task(case: str) -> Task:
-    """How a case is trained."""
-    n = len(table(case))
+def fit(case: str, seed: int = 0, steps: int | None = None) -> tuple[Composer, Training]:
+    """Train a new network; the same seed gives the same one. In the last third the rate falls to nothing.
 
-    def split(seed: int) -> tuple[Examples, Examples]:
-        order = torch.randperm(n * n, generator=generator(seed))
-        seen, unseen = order[: round(_LEARNED * n * n)], order[round(_LEARNED * n * n) :]
-        return examples(case, rows(n)[seen]), examples(case, rows(n)[unseen])
-
-    return Task(
-        testbed=card.name,
-        case=case,
-        sizes={
-            "vocab_size": 2 * n + 1,
-            "hidden_size": 64,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 4,
-            "head_dim": 16,
-            "intermediate_size": 512,
-            "max_position_embeddings": 3,
-            "norm": "none",
-            "hidden_act": "relu",
-            "bias": False,
-            "initializer_range": 0.05,
-        },
-        **full_batch(split),
-        rate=5e-3,
-        weight_decay=1.0,
-        steps=2500,
-        loss=1e-2,
-        named={"learned": _LEARNED},
-        forward=last_of_one_layer,
+    steps: fewer than it takes, for a trial. Raises `InputError` for a group that is no case.
+    """
+    if case not in STEPS:
+        raise InputError(f"group composition has the cases {', '.join(STEPS)}, not {case!r}")
+    whole = STEPS[case]
+    learned, _ = split(case, seed)
+    targets = products(case, learned)
+    with seeded(seed):
+        module = Composer(len(table(case)))
+    training = train(
+        module,
+        torch.optim.AdamW(module.parameters(), RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY),
+        lambda step: learned,
+        lambda module, given: functional.cross_entropy(module(given), targets),
+        whole if steps is None else steps,
+        rate=lambda step: min(1.0, (step + 1) / 10, 3 * (whole - step) / whole),
     )
+    return module, training
 
 
 @torch.no_grad()
-def representation_shares(model: Model, case: str) -> dict[str, float]:
+def representation_shares(module: nn.Module, case: str) -> dict[str, float]:
     """For each irreducible character, by name, the share of the variance of all logits `[a, b, c]` (centred over c,
     which no softmax sees) that is a multiple of χ(a b c⁻¹)."""
     product = table(case)
     n = len(product)
     inverse = (product == 0).int().argmax(-1)
-    found = model.run(rows(n), logits=True).logits
-    assert found is not None
-    logits = found[:, -1, :n].double().view(n, n, n)
+    logits = module(rows(n)).double().view(n, n, n)
     logits = logits - logits.mean(-1, keepdim=True)
     distance = product[product][:, :, inverse]  # [a, b, c]: the number of a·b·c⁻¹
     mean = torch.zeros(n, dtype=torch.double).index_add_(0, distance.flatten(), logits.flatten()) / n**2
@@ -193,37 +195,30 @@ def representation_shares(model: Model, case: str) -> dict[str, float]:
 
 
 def build(case: str, seed: int = 0) -> Case:
-    """A network that composes. Its tokens are the pairs it learned from; its pairs change the first element."""
-    asked = task(case)
+    """A network that composes, trained now. Its tokens are all pairs. Raises `InputError` for an unknown group."""
+    module, training = fit(case, seed)
     n = len(table(case))
-    model = network(asked, seed)
-    shares = representation_shares(model, case)
-    seen = asked.batch(seed, 0).tokens
-    unseen = asked.held_out(seed).tokens[:64]
-    other = unseen.clone()
-    other[:, 0] = (other[:, 0] + torch.randint(1, n, (len(other),), generator=generator(seed, 1))) % n
-    answers, wrong = products(case, unseen), products(case, other)
+    model = load(module)
+    model.name = f"{card.name}/{case} (seed {seed})"
+    shares = representation_shares(module, case)
+    every, (_, unseen) = rows(n), split(case, seed)
+    with torch.no_grad():
+        right = (module(unseen).argmax(-1) == products(case, unseen)).double().mean()
     return Case(
         name=f"{card.name}/{case}",
-        task=f"The product of two elements of the {case} group of {n}, asked at the sign after them.",
+        task=f"The product of two elements of the {case} group of {n}.",
         model=model,
         truth=Truth(
-            quantities={f"logit_share.{name}": share for name, share in shares.items()},
-            labels={"product": products(case, seen)},
+            quantities={f"character_share.{name}": share for name, share in shares.items()},
+            labels={"product": products(case, every)},
         ),
         evidence=(
-            evidence(asked, model, seed),
-            Evidence("share of logit variance in characters of a·b·c⁻¹", sum(shares.values()), n=n**3),
+            Evidence("share of unseen pairs answered right", float(right), least=0.99, n=len(unseen)),
+            Evidence("loss on the pairs learned, in nats", training.losses[-1], most=0.05),
+            Evidence(
+                "share of logit variance in characters of a·b·c⁻¹", sum(shares.values()), least=0.5, n=n**3
+            ),
         ),
-        pairs=contrast(
-            unseen,
-            other,
-            answers,
-            wrong,
-            words=lambda token: "=" if token == 2 * n else f"g{token % n}",
-            task=card.name,
-            seed=seed,
-        ),
-        tokens=seen,
+        tokens=every,
         seed=seed,
     )

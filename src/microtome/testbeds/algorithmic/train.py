@@ -28,7 +28,6 @@ NAMES = (
     "automata",
     "brackets",
     "digit_addition",
-    "group_composition",
     "induction",
     "modular_addition",
     "sorting",
