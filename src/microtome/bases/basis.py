@@ -1,0 +1,85 @@
+"""How can a value be written as parts? A `Basis`: units that read values at some sites and write values at some sites.
+
+    codes = basis.encode(values)        [row, d_read] → [row, unit]
+    back = basis.decode(codes)          [row, unit] → [row, d_write]
+    basis.direction(i)                  what one more of unit i adds to what is written
+
+Neurons, heads, principal components, clusters, probes, dictionaries: whoever uses a basis need not know which it is.
+It reads and writes the same site if it takes a value apart (an autoencoder), different ones if it stands for what lies
+between (a transcoder), several if it explains them together (a crosscoder).
+
+Values are rows of numbers: of `[batch, position, head, d_head]`, batch and position are rows, and heads lie side by
+side. So do several sites, in the order of `reads` or `writes`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microtome.bases.codes import SparseCodes
+from microtome.core.errors import InputError
+from microtome.core.site import Site
+
+
+class Basis(ABC):
+    """Any way to write values as parts.
+
+    name: one word, from which units take their names. reads, writes: whole sites, with the numbers each holds a row.
+    n_units: how many parts. n_parameters: how many numbers describe the basis itself.
+    """
+
+    name: str
+    reads: tuple[Site, ...]
+    writes: tuple[Site, ...]
+    read_widths: tuple[int, ...]
+    write_widths: tuple[int, ...]
+    n_units: int
+    n_parameters: int
+
+    @abstractmethod
+    def encode(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows unit"]:
+        """How much of each unit there is. Differentiable where the basis is."""
+
+    @abstractmethod
+    def decode(self, codes: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows d_write"]:
+        """The values that these parts make."""
+
+    @abstractmethod
+    def direction(self, unit: int) -> Float[Tensor, " d_write"]:
+        """What one more of a unit adds to what is written; for a basis that is not linear, where it is on alone."""
+
+    def encode_sparsely(self, values: Float[Tensor, "row d_read"]) -> SparseCodes:
+        """The same codes, zeros left out; a basis that never writes the zeros does it faster."""
+        return SparseCodes.of(self.encode(values))
+
+    def directions(self) -> Float[Tensor, "unit d_write"]:
+        """All of them."""
+        return torch.stack([self.direction(unit) for unit in range(self.n_units)])
+
+    def unit(self, index: int) -> str:
+        """The name of a unit, as in circuits and tables: `NAME.u7`."""
+        if not 0 <= index < self.n_units:
+            raise InputError(f"{self.name} has units 0 … {self.n_units - 1}; got {index}")
+        return f"{self.name}.u{index}"
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it writes what it reads."""
+        return self.reads == self.writes
+
+
+def flat(values: Sequence[Float[Tensor, "batch position *inner"]]) -> Float[Tensor, "batch position d"]:
+    """Values at several sites as one row of numbers at each position."""
+    return torch.cat([value.flatten(2) for value in values], -1)
+
+
+def parted(rows: Float[Tensor, "*rows d"], widths: Sequence[int]) -> tuple[Float[Tensor, "*rows _"], ...]:
+    """The way back: what belongs to each site."""
+    if rows.shape[-1] != sum(widths):
+        raise InputError(
+            f"expected {sum(widths)} numbers a row ({' + '.join(map(str, widths))}); got {rows.shape[-1]}"
+        )
+    return rows.split(list(widths), -1)
