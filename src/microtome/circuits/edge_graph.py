@@ -167,7 +167,7 @@ class EdgeGraph:
     def connected(self, kept: Bool[Tensor, "receiver source"]) -> Bool[Tensor, "receiver source"]:
         """The kept edges that lie on a path of kept edges from an embedding to the logits."""
         kept = kept & self.allowed
-        feeds = self._feeds()
+        feeds = self.feeds
         live = torch.zeros(len(self.sources), dtype=torch.bool)
         live[: 1 + self.splits_positions] = True
         for column in range(1 + self.splits_positions, len(self.sources)):
@@ -197,7 +197,8 @@ class EdgeGraph:
         least = bisect_left(range(len(self)), n, key=lambda count: int(taken(count).sum()))
         return taken(least)
 
-    def _feeds(self) -> list[list[int]]:
+    @cached_property
+    def feeds(self) -> list[list[int]]:
         """For each source, the receivers through which it is fed."""
         rows: dict[str, list[int]] = {}
         for row, (name, _) in enumerate(self.receivers):
