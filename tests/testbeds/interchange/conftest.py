@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from microtome.data.causal_model import TOKENS, CausalModel, Variable
 from microtome.testbeds.algorithmic.network import UNASKED
 from microtome.testbeds.interchange.alignment import Place
-from microtome.testbeds.interchange.causal_model import TOKENS, CausalModel, Variable
 from microtome.testbeds.interchange.task import Task
 
 

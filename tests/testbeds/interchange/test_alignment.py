@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import pytest
 
 from microtome.core.errors import InputError
+from microtome.data.causal_model import TOKENS, CausalModel, Variable
 from microtome.testbeds.interchange.alignment import Alignment, Place
-from microtome.testbeds.interchange.causal_model import TOKENS, CausalModel, Variable
 from microtome.testbeds.interchange.wiring import Wiring
 
 

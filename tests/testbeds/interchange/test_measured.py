@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from microtome.data.causal_model import TOKENS, CausalModel, Variable
 from microtome.testbeds.interchange.alignment import Place
-from microtome.testbeds.interchange.causal_model import TOKENS, CausalModel, Variable
 from microtome.testbeds.interchange.measured import measure
 from microtome.testbeds.interchange.network import fit, measured
 from microtome.testbeds.interchange.task import Task, Weights

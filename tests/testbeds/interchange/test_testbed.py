@@ -9,6 +9,7 @@ import torch
 from microtome.core import plugins
 from microtome.core.edits import Set
 from microtome.core.errors import InputError, TruthError
+from microtome.data.causal_model import CausalModel
 from microtome.data.metrics import build as metric
 from microtome.models.components import components
 from microtome.models.load import load
@@ -17,7 +18,6 @@ from microtome.testbeds import kept
 from microtome.testbeds.algorithmic.network import UNASKED
 from microtome.testbeds.case import Case, generator
 from microtome.testbeds.interchange import network, testbed
-from microtome.testbeds.interchange.causal_model import CausalModel
 from microtome.testbeds.interchange.library import TASKS, task
 from microtome.testbeds.interchange.task import Task
 

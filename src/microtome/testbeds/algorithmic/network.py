@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from microtome.core.errors import InputError
+from microtome.data import causal_model
 from microtome.data.pairs import Pairs
 from microtome.models.load import load
 from microtome.models.model import Model
@@ -27,7 +28,7 @@ from microtome.testbeds import kept
 from microtome.testbeds.case import Evidence
 from microtome.testbeds.training import Training, seeded, train
 
-UNASKED = -100
+UNASKED = causal_model.UNASKED
 SHIPPED = Path(__file__).parent / "weights"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from microtome.core.circuit import Circuit, Edge
 from microtome.core.errors import InputError
-from microtome.testbeds.interchange.causal_model import TOKENS, CausalModel
+from microtome.data.causal_model import TOKENS, CausalModel
 from microtome.testbeds.interchange.wiring import EdgeName, Wiring
 
 

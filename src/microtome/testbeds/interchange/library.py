@@ -12,9 +12,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from microtome.core.errors import InputError
-from microtome.testbeds.algorithmic.network import UNASKED
+from microtome.data.causal_model import TOKENS, UNASKED, CausalModel, Variable
 from microtome.testbeds.interchange.alignment import Place
-from microtome.testbeds.interchange.causal_model import TOKENS, CausalModel, Variable
 from microtome.testbeds.interchange.task import Rows, Task
 
 

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from microtome.data.causal_model import UNASKED
 from microtome.models.transformer import Transformer
-from microtome.testbeds.algorithmic.network import UNASKED
 from microtome.testbeds.case import Evidence
 from microtome.testbeds.interchange.task import Rows, Task
 from microtome.testbeds.interchange.wiring import EdgeName, traced

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from microtome.core.errors import InputError
+from microtome.data.causal_model import CausalModel
 from microtome.models.transformer import Transformer, TransformerConfig
 from microtome.testbeds.interchange.alignment import Alignment, Place
-from microtome.testbeds.interchange.causal_model import CausalModel
 from microtome.testbeds.interchange.wiring import Wiring
 from microtome.testbeds.training import seeded
 

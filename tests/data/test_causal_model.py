@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microtome.core.errors import InputError
-from microtome.testbeds.interchange.causal_model import TOKENS, CausalModel, Variable
+from microtome.data.causal_model import TOKENS, CausalModel, Variable
 
 # (a + b) * c, where a, b, c are three tokens.
 ARITHMETIC = CausalModel(
@@ -92,3 +92,34 @@ def test_unknown_variables_are_told() -> None:
         ARITHMETIC.interchange(tokens, tokens, ["total"])
     with pytest.raises(InputError, match="no variable 'total'"):
         ARITHMETIC.run(tokens, {"total": tokens})
+
+
+@given(ROWS, st.sets(st.sampled_from(ARITHMETIC.inner)), st.data())
+def test_a_coarser_model_answers_the_same(tokens: torch.Tensor, names: set[str], data: st.DataObject) -> None:
+    coarse = ARITHMETIC.keeping(names)
+    assert set(coarse.inner) == names
+    source = tokens[torch.tensor(data.draw(st.permutations(range(len(tokens)))))]
+    fine, rough = ARITHMETIC.run(tokens), coarse.run(tokens)
+    assert all(torch.equal(fine[name], rough[name]) for name in rough)
+    assert torch.equal(
+        ARITHMETIC.interchange(tokens, source, names), coarse.interchange(tokens, source, names)
+    )
+
+
+def test_a_coarser_model_reads_from_the_nearest_variables_kept() -> None:
+    assert ARITHMETIC.keeping(["sum"]).parents("answer") == ("sum", TOKENS)
+    assert ARITHMETIC.keeping([]).parents("answer") == (TOKENS,)
+    with pytest.raises(InputError, match="no variable 'difference'"):
+        ARITHMETIC.keeping(["difference"])
+
+
+def test_values_outside_a_domain_or_of_another_shape_are_refused() -> None:
+    model = CausalModel((Variable("bit", (TOKENS,), lambda tokens: tokens % 3, frozenset({0, 1})),))
+    tokens = torch.tensor([[0, 1]])
+    assert model.run(tokens)["bit"].tolist() == [[0, 1]]
+    with pytest.raises(InputError, match=r"values \[2\], which are not in its domain \[0, 1\]"):
+        model.run(tokens + 1)
+    with pytest.raises(InputError, match=r"values \[7\]"):
+        model.run(tokens, {"bit": torch.full_like(tokens, 7)})
+    with pytest.raises(InputError, match=r"shape \[1, 1\], expected one a token, \[1, 2\]"):
+        model.run(tokens, {"bit": tokens[:, :1]})

@@ -4,7 +4,10 @@
 2. To run the model is to compute each variable after its parents.
 3. To interchange variables is to give them the values that they have for other tokens, and to compute the rest.
 
-Values are whole numbers, one a place of the row: what a head or an MLP holds is held place by place.
+4. To look at it more coarsely is to keep some variables, and to compute the others inside those that read them.
+
+Values are whole numbers, one a place of the row: what a head or an MLP holds is held place by place. The answer's are
+token ids, `UNASKED` where the network need not say anything.
 Reference: Geiger et al. (2021), Causal Abstractions of Neural Networks.
 """
 
@@ -12,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Int
@@ -21,15 +25,21 @@ from microtome.core.errors import InputError
 
 Values = Int[Tensor, "row column"]
 TOKENS = "tokens"
+UNASKED: Final = -100
+"""Where no answer is asked; what torch's cross-entropy leaves out."""
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable: the values of its parents, in their order, go into `compute`. Parents may name `tokens`."""
+    """A variable: the values of its parents, in their order, go into `compute`. Parents may name `tokens`.
+
+    domain: the values it can have, empty for any: another value, computed or given, is refused.
+    """
 
     name: str
     parents: tuple[str, ...]
     compute: Callable[..., Values]
+    domain: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -74,20 +84,59 @@ class CausalModel:
         """The parents of a variable. Raises `InputError` for an unknown one."""
         return self._variable(name).parents
 
-    def run(self, tokens: Values, given: Mapping[str, Values] | None = None) -> dict[str, Values]:
-        """The value of every variable, by name. given: values that are set from outside instead of computed."""
+    def run(self, tokens: Values, given: Mapping[str, Tensor] | None = None) -> dict[str, Values]:
+        """The value of every variable, by name. given: values that are set from outside instead of computed.
+
+        Raises `InputError` for an unknown name, and for values of another shape than the tokens or outside a domain.
+        """
         given = given or {}
         for name in given:
             self._variable(name)
         values = {TOKENS: tokens}
         for name in self._order:
-            if name in given:
-                values[name] = given[name]
-            elif name != TOKENS:
-                variable = self._variable(name)
-                values[name] = variable.compute(*(values[parent] for parent in variable.parents))
+            if name == TOKENS:
+                continue
+            variable = self._variable(name)
+            found = given.get(name)
+            if found is None:
+                found = variable.compute(*(values[parent] for parent in variable.parents))
+            values[name] = _allowed(variable, found, tokens)
         del values[TOKENS]
         return values
+
+    def keeping(self, names: Collection[str]) -> "CausalModel":
+        """The same answers with these variables alone, and the answer: what is left out is computed on the way."""
+        kept = {*names, self.answer}
+        for name in kept:
+            self._variable(name)
+        return CausalModel(tuple(self._coarse(v, kept) for v in self.variables if v.name in kept))
+
+    def _coarse(self, variable: Variable, kept: Collection[str]) -> Variable:
+        """This variable, reading from the nearest ones that are kept."""
+        parents: list[str] = []
+        between: list[str] = []
+
+        def visit(name: str) -> None:
+            if name == TOKENS or name in kept:
+                parents.extend([name] if name not in parents else [])
+                return
+            between.extend([name] if name not in between else [])
+            for parent in self.parents(name):
+                visit(parent)
+
+        for parent in variable.parents:
+            visit(parent)
+        if not between:
+            return variable
+        order = [self._variable(name) for name in self._order if name in between]
+
+        def compute(*given: Values) -> Values:
+            values = dict(zip(parents, given, strict=True))
+            for one in (*order, variable):
+                values[one.name] = one.compute(*(values[parent] for parent in one.parents))
+            return values[variable.name]
+
+        return Variable(variable.name, tuple(parents), compute, variable.domain)
 
     def interchange(self, base: Values, source: Values, names: Collection[str]) -> Values:
         """The answer for `base` if the named variables had the values that they have for `source`, row by row."""
@@ -119,3 +168,16 @@ class CausalModel:
         raise InputError(
             f"there is no variable {name!r}; there are {', '.join(v.name for v in self.variables)}"
         )
+
+
+def _allowed(variable: Variable, values: Tensor, tokens: Values) -> Values:
+    if values.shape != tokens.shape:
+        raise InputError(
+            f"{variable.name} has values of shape {list(values.shape)}, expected one a token, {list(tokens.shape)}"
+        )
+    if variable.domain and (strange := {*values.unique().tolist()} - variable.domain):
+        raise InputError(
+            f"{variable.name} has the values {sorted(strange)[:5]}, which are not in its domain "
+            f"{sorted(variable.domain)}; widen the domain, or mend what computes it"
+        )
+    return values
