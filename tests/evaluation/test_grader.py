@@ -69,7 +69,7 @@ def test_the_quick_ones_of_each_testbed() -> None:
 
 def test_what_cannot_be_planned_is_refused() -> None:
     with pytest.raises(InputError, match="names no claims"):
-        plan(["skip_trigrams"])
+        plan(["progress_measures"])
     with pytest.raises(InputError, match="no testbed or case"):
         plan(["ablation"], ["programs/quicksort"])
     with pytest.raises(PluginError, match="no method"):

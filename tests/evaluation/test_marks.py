@@ -9,7 +9,15 @@ from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 import microtome
-from microtome.core.answers import Answer, Directions, EdgeScores, FoundCircuit, NodeScores, Quantities
+from microtome.core.answers import (
+    Answer,
+    Directions,
+    EdgeScores,
+    FoundCircuit,
+    NodeScores,
+    Quantities,
+    RuleScores,
+)
 from microtome.core.circuit import Circuit, Edge
 from microtome.core.site import Site
 from microtome.evaluation import marks as module
@@ -97,6 +105,26 @@ def test_roles_are_asked_of_heads(model: microtome.Model) -> None:
     found = named(marks(answers, truth, model))
     assert set(found) == {"previous-token heads, AUROC", "previous-token heads, average precision"}
     assert found["previous-token heads, AUROC"].limit == 1.0  # one of eight is found by luck too often
+
+
+def test_rules_are_the_strongest_or_not(model: microtome.Model) -> None:
+    truth = Truth(rules={"bigram": frozenset({(0, 1), (2, 3), (4, 5)})})
+    scores = {(0, 1): 5.0, (6, 6): 4.0, (2, 3): 3.0, (1, 1): 0.1}
+    found = named(marks((RuleScores("bigram", scores),), truth, model))
+    strongest, precision = (
+        found["bigram rules, among the strongest"],
+        found["bigram rules, average precision"],
+    )
+    assert strongest.value == pytest.approx(2 / 3)
+    assert strongest.of == "2 of 3 true ones listed, 4 in all"
+    assert precision.value == pytest.approx((1 + 2 / 3) / 3)
+    assert precision.held_out
+    assert strongest.chance == pytest.approx(3 / 49, abs=0.03)
+    assert not marks((RuleScores("ngram", {(0, 1, 2): 1.0}),), truth, model)
+    assert (
+        named(marks((RuleScores("bigram", {}),), truth, model))["bigram rules, among the strongest"].value
+        == 0
+    )
 
 
 def test_directions_beside_random_ones(model: microtome.Model) -> None:

@@ -47,6 +47,20 @@ class EdgeScores:
 
 
 @dataclass(frozen=True)
+class RuleScores:
+    """How strongly each rule holds, larger is stronger: tokens by id, the last of which follows the others.
+
+    kind: `skip_trigram` (source … destination → out), `bigram` (token → out), `ngram` (first second → out).
+    """
+
+    kind: str
+    scores: Mapping[tuple[int, ...], float]
+
+    def __post_init__(self) -> None:
+        _finite(self.scores, "rule")
+
+
+@dataclass(frozen=True)
 class FoundCircuit:
     """This circuit, no more and no less, does the task."""
 
@@ -84,7 +98,7 @@ class Quantities:
 
 
 Name = TypeVar("Name")
-Answer = NodeScores | EdgeScores | FoundCircuit | Directions | Quantities
+Answer = NodeScores | EdgeScores | RuleScores | FoundCircuit | Directions | Quantities
 
 
 def _finite(scores: Mapping[Name, float], what: str) -> None:

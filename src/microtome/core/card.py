@@ -28,7 +28,8 @@ class Card:
     needs: what `run` takes as data: clean/corrupt pairs, a batch of tokens, or nothing but the weights.
     causal, phase, locality, comprehensiveness: the taxonomy.
     claims: which of its claims an answer key can check (`Result.answers`): `nodes`, `edges`, `circuit`, `directions`,
-    `role:induction` (any role of heads), `quantity:direct` (quantities called `direct.…`). None: it cannot be graded.
+    `role:induction` (any role of heads), `rule:bigram` (any kind of rule), `quantity:direct` (quantities called
+    `direct.…`). None: it cannot be graded.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Card:
         if strange := [claim for claim in self.claims if not _CLAIM.fullmatch(claim)]:
             raise PluginError(
                 f"the card of {self.name} claims {strange[0]!r}; a claim is nodes, edges, circuit, directions, "
-                "role:NAME or quantity:NAME"
+                "role:NAME, rule:NAME or quantity:NAME"
             )
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -75,7 +76,7 @@ class Card:
         return f"{self.causal}, {self.phase}, {reach}, {coverage}"
 
 
-_CLAIM = re.compile(r"nodes|edges|circuit|directions|(role|quantity):[a-z][a-z0-9_]*")
+_CLAIM = re.compile(r"nodes|edges|circuit|directions|(role|rule|quantity):[a-z][a-z0-9_]*")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "needs": get_args(Needs),
     "causal": get_args(Causal),

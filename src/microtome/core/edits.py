@@ -31,6 +31,7 @@ class Edit:
     site: Any
     rows: tuple[int, ...] | None = None
     kind: ClassVar[str] = ""
+    unsaved: ClassVar[str] = "files of edits do not know its kind"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "site", as_site(self.site))
@@ -39,9 +40,23 @@ class Edit:
         if self.rows is not None and (len(set(self.rows)) != len(self.rows) or min(self.rows, default=0) < 0):
             raise EditError(f"rows {list(self.rows)} at {self.site}: name each row once, counting from 0")
 
+    @property
+    def sources(self) -> tuple[Site, ...]:
+        """Other whole sites whose values of the same pass it needs; the pass must have been there before."""
+        return ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether it holds something whose gradient is asked for."""
+        return any(isinstance(value, Tensor) and value.requires_grad for value in vars(self).values())
+
     def apply(self, value: Tensor) -> Tensor:
         """Selected values `[row, position, …]` in, values of the same shape out."""
         raise NotImplementedError
+
+    def apply_beside(self, value: Tensor, sources: Sequence[Tensor]) -> Tensor:
+        """The same, with the values at `sources`: of the same rows and positions, all heads and units."""
+        return self.apply(value)
 
     def on_rows(self, rows: Sequence[int]) -> Self:
         """The same edit, on these rows."""
@@ -189,6 +204,7 @@ class Function(Edit):
 
     function: Callable[[Tensor], Tensor] = field(kw_only=True)
     kind: ClassVar[str] = "function"
+    unsaved: ClassVar[str] = "a function is code, not data; write it as another edit"
 
     def apply(self, value: Tensor) -> Tensor:
         return _fit(self.function(value), value, self).expand_as(value)
@@ -203,9 +219,7 @@ def save(edits: Sequence[Edit], path: str | Path) -> None:
     records = []
     for index, edit in enumerate(edits):
         if KINDS.get(edit.kind) is not type(edit):
-            raise EditError(
-                f"{edit!r} cannot be saved: a function is code, not data; write it as another edit"
-            )
+            raise EditError(f"{edit!r} cannot be saved: {edit.unsaved}")
         record: dict[str, Any] = {"kind": edit.kind, "site": str(edit.site), "rows": edit.rows}
         for each in fields(edit)[2:]:
             item = getattr(edit, each.name)

@@ -36,6 +36,7 @@ KINDS = {
     "circuit": ("circuit",),
     "directions": ("variables", "features"),
     "role": ("roles",),
+    "rule": ("rules",),
     "quantity": ("quantities",),
 }
 
@@ -134,7 +135,7 @@ def checkable(card: Card, truth: Truth) -> bool:
     """Whether the key knows of anything that the method claims."""
     for claim in card.claims:
         kind, _, name = claim.partition(":")
-        if kind == "role" and name in truth.roles:
+        if (kind == "role" and name in truth.roles) or (kind == "rule" and name in truth.rules):
             return True
         if kind == "quantity" and any(one.startswith(f"{name}.") for one in truth.quantities):
             return True

@@ -2,6 +2,7 @@
 
     claim             key                      score                                        held out
     nodes, edges      circuit, roles           AUROC: does what is true rank higher?        average precision
+    rules             rules                    share of the strongest that are true ones    average precision
     found circuit     circuit                  F1 of its nodes; of its edges                share of the true ones found
     directions        variables, features      mean cosine of each true one with its best   share with a cosine of 0.9
     quantities        quantities               1 − size of the error / size of the truth    share within 1 %
@@ -22,7 +23,15 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from microtome.circuits.edge_graph import EdgeGraph
-from microtome.core.answers import Answer, Directions, EdgeScores, FoundCircuit, NodeScores, Quantities
+from microtome.core.answers import (
+    Answer,
+    Directions,
+    EdgeScores,
+    FoundCircuit,
+    NodeScores,
+    Quantities,
+    RuleScores,
+)
 from microtome.models.components import components
 from microtome.models.model import Model
 from microtome.testbeds.case import Truth
@@ -76,6 +85,8 @@ def _compared(answer: Answer, truth: Truth, model: Model, random: np.random.Gene
                 real = {edge.ends for edge in truth.circuit.edges} - truth.unshown
                 edges = {ends: score for ends, score in answer.scores.items() if ends not in truth.unshown}
                 yield from _ranked("edges", edges, real, random)
+        case RuleScores():
+            yield from _rules(answer, truth, model, random)
         case FoundCircuit():
             yield from _found(answer, truth, model, random)
         case Directions():
@@ -131,6 +142,35 @@ def average_precision(above: Scores, hits: Hits) -> float:
     """The mean, over the true ones, of the share of true ones among all that rank at least as high: `above` of them."""
     mine = np.sort(above[hits])
     return float((np.searchsorted(mine, mine, side="right") / mine).mean())
+
+
+def _rules(answer: RuleScores, truth: Truth, model: Model, random: np.random.Generator) -> Iterator[Mark]:
+    """Of n true rules, how many are among the n strongest? A guess takes any tokens of the vocabulary."""
+    real = truth.rules.get(answer.kind, frozenset())
+    if not real:
+        return
+    ranked = sorted(answer.scores, key=lambda rule: -answer.scores[rule])
+    hits = np.array([rule in real for rule in ranked], dtype=bool)
+    guess = len(real) / model.sizes["d_vocab"] ** len(next(iter(real)))
+    drawn = random.random((DRAWS, len(hits))) < guess
+    of = f"{hits.sum()} of {len(real)} true ones listed, {len(ranked)} in all"
+    what = f"{answer.kind.replace('_', '-')} rules"
+    for name, score, held_out in (
+        ("among the strongest", _strongest, False),
+        ("average precision", _listed_precision, True),
+    ):
+        luck = np.array([score(one, len(real)) for one in drawn])
+        yield Mark(f"{what}, {name}", score(hits, len(real)), luck, of, held_out)
+
+
+def _strongest(hits: Hits, true: int) -> float:
+    return float(hits[:true].sum() / true)
+
+
+def _listed_precision(hits: Hits, true: int) -> float:
+    """The mean, over all true ones, of the share of true ones down to it; 0 for one that is not listed."""
+    down = hits.cumsum() / np.arange(1, len(hits) + 1)
+    return float((down * hits).sum() / true)
 
 
 def _found(answer: FoundCircuit, truth: Truth, model: Model, random: np.random.Generator) -> Iterator[Mark]:

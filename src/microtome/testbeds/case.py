@@ -97,6 +97,7 @@ class Truth:
     unshown: nodes and edges (source, target, kind) of the circuit that no pair of the case can show, because putting
     one side into the other there changes nothing; neither right nor wrong where pairs are compared.
     roles: nodes by what they are known to do, such as `induction` or `previous_token`.
+    rules: by kind, such as `skip_trigram`: tokens by id, the last of which follows the others; all that there are.
     variables: what stands where. features `[feature, d]`: the true dictionary at a site.
     labels: latents of the case's data by name, `[row]` or `[row, position]`; -1 or NaN where undefined.
     quantities: exact numbers by name.
@@ -106,6 +107,7 @@ class Truth:
     candidates: tuple[str, ...] = ()
     unshown: frozenset[str | tuple[str, str, str]] = frozenset()
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rules: Mapping[str, frozenset[tuple[int, ...]]] = field(default_factory=dict)
     variables: tuple[Variable, ...] = ()
     features: Mapping[str, Float[Tensor, "feature d"]] = field(default_factory=dict)
     labels: Mapping[str, Tensor] = field(default_factory=dict)
@@ -114,7 +116,7 @@ class Truth:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Which parts are known."""
-        named = ("circuit", "roles", "variables", "features", "labels", "quantities")
+        named = ("circuit", "roles", "rules", "variables", "features", "labels", "quantities")
         return tuple(name for name in named if getattr(self, name))
 
 

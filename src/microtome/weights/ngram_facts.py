@@ -29,6 +29,7 @@ from torch import Tensor
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, RuleScores
 from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.edits import Set
@@ -62,6 +63,7 @@ card = Card(
     causal="intervention",
     locality="global",
     comprehensiveness="partial",
+    claims=("rule:ngram",),
 )
 
 Row = Int[Tensor, " _"]
@@ -81,9 +83,15 @@ class Config(base.Config):
 
 @dataclass(frozen=True, eq=False)
 class Result(result.Result):
-    """Over `[fact]`: `first`, `second`, `out`, `neurons` as text; `interaction` in logits, of all neurons; `predicted`,
-    `measured`: fall of the logit on the prompt without the interaction of those neurons; `at_pair`, `at_second`,
-    `random`: change of the out's log-probability on text (NaN without a case), with `cases` `[fact, condition]`."""
+    """Over `[fact]`: `first`, `second`, `out`, `neurons` as text, `ids` `[fact, place]`; `interaction` in logits, of
+    all neurons; `predicted`, `measured`: fall of the logit on the prompt without the interaction of those neurons;
+    `at_pair`, `at_second`, `random`: change of the out's log-probability on text (NaN without a case), with `cases`
+    `[fact, condition]`."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        ids, strength = self.data["ids"].values, self.data["interaction"].values
+        scores = {tuple(rule.tolist()): float(score) for rule, score in zip(ids, strength, strict=True)}
+        return (RuleScores("ngram", scores),)
 
     def shapes(self) -> tuple[Shape, ...]:
         names: tuple[str, ...] = ("first", "second", "out", "neurons", "interaction", "predicted", "measured")
@@ -145,6 +153,7 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
                     name: ("fact", np.array([_text(model, int(getattr(fact, name))) for fact in found]))
                     for name in ("first", "second", "out")
                 },
+                "ids": (("fact", "place"), np.array([(f.first, f.second, f.out) for f in found])),
                 "neurons": ("fact", np.array([" ".join(f"u{n}" for n in fact.neurons) for fact in found])),
                 "interaction": ("fact", np.array([fact.interaction for fact in found])),
                 "predicted": ("fact", np.array([fact.predicted for fact in found])),

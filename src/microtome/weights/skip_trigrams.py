@@ -27,6 +27,7 @@ from torch import Tensor
 
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, RuleScores
 from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.errors import InputError
@@ -59,6 +60,7 @@ card = Card(
     causal="observation",
     locality="global",
     comprehensiveness="partial",
+    claims=("rule:skip_trigram", "rule:bigram"),
 )
 
 
@@ -72,9 +74,27 @@ class Config(base.Config):
 
 @dataclass(frozen=True, eq=False)
 class Result(result.Result):
-    """`divergence`, `loss` (nats), `agreement` `[rung]`; `bigram_*` `[bigram]` and `rule_*` `[rule]`: tokens as text,
-    strength, and for skip-trigrams `rule_model` and `rule_text`, the change of the out's log-probability when the
-    source stands before (NaN where the text does not show both cases); `worst_*` `[place]`."""
+    """`divergence`, `loss` (nats), `agreement` `[rung]`; `bigram_*` `[bigram]` and `rule_*` `[rule]`: tokens as text
+    and by id (`bigram_ids`, `rule_ids`), strength; for skip-trigrams `rule_model` and `rule_text`, the change of the
+    out's log-probability when the source stands before (NaN where the text does not show both cases); `worst_*`
+    `[place]`."""
+
+    def answers(self) -> tuple[Answer, ...]:
+        return tuple(
+            RuleScores(
+                kind,
+                {
+                    tuple(ids.tolist()): float(strength)
+                    for ids, strength in zip(
+                        self.data[f"{name}_ids"].values, self.data[strongest].values, strict=True
+                    )
+                },
+            )
+            for kind, name, strongest in (
+                ("skip_trigram", "rule", "rule_strength"),
+                ("bigram", "bigram", "bigram_logit"),
+            )
+        )
 
     def shapes(self) -> tuple[Shape, ...]:
         data, places = self.data, self.data.attrs["places"]
@@ -145,7 +165,7 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
         tested = [(int(story.tokens[s]), int(story.tokens[d]), out) for _, _, s, d, out in found]
         rungs = climb(model, story, rows, tested, config.top, config.worst)
         recorder.add(passes=4 + len(rows))
-        bigrams = _bigrams(model, story, config.rules)
+        pairs, bigrams = _bigrams(model, story, config.rules)
         rules = _rules(model, story, found, rungs)
     worst: dict[str, list[str] | list[float]] = {
         "worst_context": [_context(model, rows[row], place) for row, place in rungs.worst_places],
@@ -160,6 +180,8 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
                 **{name: ("rung", getattr(rungs, name)) for name in ("divergence", "loss", "agreement")},
                 **{name: ("bigram", values) for name, values in bigrams.items()},
                 **{name: ("rule", values) for name, values in rules.items()},
+                "bigram_ids": (("bigram", "pair"), pairs),
+                "rule_ids": (("rule", "triple"), np.array(tested).reshape(-1, 3)),
                 **{name: ("place", np.array(values)) for name, values in worst.items()},
             },
             {"rung": list(rungs.names)},
@@ -178,13 +200,15 @@ def _real(prompts: Prompts) -> Tensor:
     return torch.ones_like(prompts.tokens, dtype=torch.bool) if prompts.mask is None else prompts.mask.bool()
 
 
-def _bigrams(model: Model, story: TokenStory, count: int) -> dict[str, np.ndarray]:
+def _bigrams(model: Model, story: TokenStory, count: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The strongest, as ids `[bigram, 2]` and as columns."""
     logits = story.direct()
     logits = logits - logits.mean(dim=-1, keepdim=True)
     top = logits.flatten().topk(min(count, logits.numel()))
-    tokens, outs = top.indices // logits.shape[1], top.indices % logits.shape[1]
-    return {
-        "bigram_token": np.array([_text(model, int(story.tokens[t])) for t in tokens]),
+    outs = top.indices % logits.shape[1]
+    tokens = story.tokens[(top.indices // logits.shape[1]).cpu()]
+    return torch.stack([tokens, outs.cpu()], -1).numpy(), {
+        "bigram_token": np.array([_text(model, int(token)) for token in tokens]),
         "bigram_out": np.array([_text(model, int(out)) for out in outs]),
         "bigram_logit": top.values.cpu().numpy(),
     }

@@ -10,7 +10,7 @@ from microtome.core.errors import InputError, TruthError
 from microtome.core.site import Site
 from microtome.models.transformer import Transformer, TransformerConfig
 from microtome.testbeds.case import Case
-from microtome.testbeds.hand_set import planted_heads, rotated_stream, testbed, wired_heads
+from microtome.testbeds.hand_set import planted_heads, planted_rules, rotated_stream, testbed, wired_heads
 from microtome.testbeds.hand_set.arithmetic import account
 from microtome.testbeds.hand_set.writing import Network, beside
 from microtome.testbeds.training import seeded
@@ -147,3 +147,20 @@ def test_a_linear_mlp_adds_a_linear_map() -> None:
     seen = account(made.module, torch.tensor([[0, 1, 3]]))
     stream = seen.streams["resid_pre.0"]
     assert torch.allclose(seen.streams["resid_post.0"], stream + stream @ matrix.double())
+
+
+def test_planted_rules_are_said_by_what_was_planted() -> None:
+    case = testbed.build("ngram_facts")
+    first, second, out = min(case.truth.rules["ngram"])
+    rows = torch.tensor([[0, first, second]])
+    heads = [Zero(Site.parse("z.0.h0"))]
+    for edit, said in (([], True), (heads, False)):
+        logits = case.model.run(rows, edit=edit, logits=True).logits
+        assert logits is not None
+        assert (int(logits[0, -1].argmax()) == out) is said
+
+
+def test_a_weak_rule_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planted_rules, "LOUD", 0.5)
+    with pytest.raises(TruthError, match="least rise"):
+        testbed.build("skip_trigrams")

@@ -58,6 +58,20 @@ class Network:
         mlp.up.weight.copy_(torch.cat([eye, -eye]))
         mlp.down.weight.copy_(torch.cat([matrix, -matrix]).T)
 
+    @torch.no_grad()
+    def neurons(
+        self,
+        layer: int,
+        reads: Float[Tensor, "neuron d_model"],
+        writes: Mapping[str, Float[Tensor, "neuron _"]],
+    ) -> None:
+        """What each neuron reads of the stream, and what it writes into blocks."""
+        mlp = self._block(layer).mlp
+        assert mlp is not None
+        mlp.up.weight.copy_(reads)
+        for block, matrix in writes.items():
+            mlp.down.weight[self.at[block]] = matrix.T
+
     def _block(self, layer: int) -> Block:
         block = self.module.blocks[layer]
         assert isinstance(block, Block)
