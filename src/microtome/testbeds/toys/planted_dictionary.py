@@ -203,7 +203,7 @@ class PlantedDictionary:
         source: torch.Generator,
     ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"]]:
         """Who of a bucket is on: candidates at the bucket's highest probability, each then kept with its own share."""
-        place = _bernoulli_places(len(signs) * len(bucket), top, source)
+        place = bernoulli_places(len(signs) * len(bucket), top, source)
         row, feature = place // len(bucket), bucket[place % len(bucket)]
         chance = self.probability[feature] * (1 + self.lean[feature] * signs[row, self.sign[feature]])
         kept = torch.rand(len(place), generator=source) * top < chance
@@ -249,7 +249,7 @@ def spread(directions: Float[Tensor, "feature d"], steps: int) -> Float[Tensor, 
     return directions
 
 
-def _bernoulli_places(places: int, probability: float, source: torch.Generator) -> Int[Tensor, " place"]:
+def bernoulli_places(places: int, probability: float, source: torch.Generator) -> Int[Tensor, " place"]:
     """Which of so many places are hit, each by itself with this probability; by the gaps between hits."""
     if probability >= 1:
         return torch.arange(places)
@@ -268,12 +268,11 @@ def _bernoulli_places(places: int, probability: float, source: torch.Generator) 
 class LinearMap(nn.Module):
     """Coefficients to activations: the weight of `decoder` is the dictionary; `activation` is where methods look."""
 
-    def __init__(self, planted: PlantedDictionary) -> None:
+    def __init__(self, dictionary: Float[Tensor, "feature d"], bias: Float[Tensor, " d"]) -> None:
         super().__init__()
-        features, dimensions = planted.dictionary.shape
-        self.decoder = nn.Linear(features, dimensions)
+        self.decoder = nn.Linear(*dictionary.shape)
         self.activation = nn.Identity()
-        self.load_state_dict({"decoder.weight": planted.dictionary.mT, "decoder.bias": planted.bias})
+        self.load_state_dict({"decoder.weight": dictionary.mT, "decoder.bias": bias})
 
     def forward(
         self, coefficients: Float[Tensor, "row feature"], noise: Float[Tensor, "row d"] | None = None
@@ -321,7 +320,7 @@ def build(case: str, seed: int = 0) -> Case:
     chunk = planted.chunk(0, ROWS)
     coefficients = chunk.coefficients(setting.features)
     tokens = {"coefficients": coefficients} | ({"noise": chunk.noise} if setting.noise else {})
-    model = model_of(LinearMap(planted), f"{card.name}/{case} (seed {seed})")
+    model = model_of(LinearMap(planted.dictionary, planted.bias), f"{card.name}/{case} (seed {seed})")
     on = (coefficients != 0).sum(-1).float()
     rebuilt = model.run(tokens, read=[SITE])[SITE] - chunk.activations
     apart = float((on.mean() - planted.expected_on()).abs() / (on.std() / math.sqrt(ROWS)))
