@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from microtome.circuits.edge_graph import EdgeGraph, Kind, Reader
 from microtome.core.errors import SiteError
 from microtome.core.site import Site
-from microtome.models.linear_norm import LinearNorm
+from microtome.models.linear_norm import LinearNorm, read_norm
 from microtome.models.model import Model
 from microtome.models.run import Run
 from microtome.models.stream_parts import behind, head_writes
@@ -117,22 +117,32 @@ class EdgeEnds:
         return made if bias is None else made + bias[heads]
 
     def pulled(
-        self, reader: Reader, gradient: Tensor, stream: Float[Tensor, "#receiver row position d_model"]
+        self,
+        reader: Reader,
+        gradient: Tensor,
+        stream: Float[Tensor, "#receiver row position d_model"],
+        *,
+        frozen: bool = False,
     ) -> Float[Tensor, "receiver row position d_model"]:
-        """The gradient by the stream that each receiver reads, from the gradient where its value stands."""
+        """The gradient by the stream that each receiver reads, from the gradient where its value stands.
+
+        frozen: with the norm's divisor held fixed.
+        """
         if reader.kind in ("logits", "mlp"):
             behind_norm = gradient[None]
         else:
             assert reader.layer is not None
             weight, _ = self._weights(reader.kind, reader.layer)
             behind_norm = torch.einsum("rphe,hde->hrpd", gradient, weight.detach())
-        norm = self.norm(reader)
-        if norm is None:
-            return behind_norm.float()
-        with torch.enable_grad():
-            read = stream.to(gradient.dtype).expand_as(behind_norm).clone().requires_grad_()
-            (found,) = torch.autograd.grad(norm(read), read, behind_norm)
-        return found.float()
+        return self._norms[reader.kind, reader.layer].back(behind_norm.float(), stream, frozen=frozen)
+
+    @cached_property
+    def _norms(self) -> dict[tuple[Kind, int | None], LinearNorm]:
+        model = self.model
+        return {
+            (reader.kind, reader.layer): read_norm(self.norm(reader), model.sizes["d_model"], model.device)
+            for reader in self.graph.readers
+        }
 
     def _weights(self, kind: Kind, layer: int) -> tuple[Float[Tensor, "head d_model d_head"], Tensor | None]:
         try:

@@ -13,7 +13,7 @@ with the divisor of its own run. Reference: Nanda (2023) and Syed et al. (2023) 
 (2024) for the conventions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from microtome.circuits.edge_cut import Ablation, AblationKind, Amounts, CutPass
 from microtome.circuits.edge_ends import EdgeEnds, Writes
-from microtome.circuits.edge_graph import EdgeGraph
+from microtome.circuits.edge_graph import EdgeGraph, Reader
+from microtome.circuits.gradient_rules import GradientRules
 from microtome.core.cost import Cost
 from microtome.core.edits import Edit, Set
 from microtome.core.logits import Metric
@@ -97,31 +98,68 @@ class EdgeRun:
         self,
         ablation: Ablation,
         cut: Amounts | None = None,
-        embedding: Tensor | None = None,
+        rules: GradientRules | None = None,
         gaps: Writes | None = None,
     ) -> tuple[Float[Tensor, " row"], Amounts]:
         """The metric of each row, and the gradient of its sum by the amount cut of every edge. One pass and back.
 
-        cut: where it is taken; nowhere cut by default. embedding: put in the place of the stream that enters the first
-        block. gaps: what the edges' differences are, where they are not those of this very run.
+        cut: where it is taken; nowhere cut by default. rules: go back by these instead of by the chain rule alone.
+        gaps: what the edges' differences are, where they are not those of this very run.
         """
-        ends = self.ends
-        cutting = None if cut is None else CutPass(ends, cut, ablation, exact=False)
-        edits: list[Edit] = [] if embedding is None else [Set(Site("resid_pre", 0), value=embedding)]
-        edits += [] if cutting is None else cutting.edits()
-        origins = ends.origins if gaps is None else []
-        read = list(dict.fromkeys([*origins, *ends.streams, *(site.grad for site in ends.arrivals)]))
-        run = self.model.run(self.tokens, read, edits, metric=self.metric, mask=self.mask)
+        cutting = None if cut is None else CutPass(self.ends, cut, ablation, exact=False)
+        run, pulled = self._back([] if cutting is None else cutting.edits(), gaps is None, cutting, rules)
         with torch.no_grad():
-            flat = (ablation.writes - ends.writes(run) if gaps is None else gaps).flatten(1)
-            found = torch.zeros(self.graph.allowed.shape, device=flat.device)
+            found = self._contracted(
+                pulled, ablation.writes - self.ends.writes(run) if gaps is None else gaps
+            )
+        return _metric(run).detach(), found
+
+    def gradient_along(
+        self, embeddings: Sequence[Float[Tensor, "row position d_model"]], gaps: Writes
+    ) -> tuple[Float[Tensor, " row"], Amounts]:
+        """The metric of each row at the last of these streams entering the first block, and the mean over all of them
+        of the gradient by the amount cut, with `gaps` for the edges' differences throughout. One pass and back each."""
+        total: dict[int, Float[Tensor, "receiver row position d_model"]] = {}
+        for embedding in embeddings:
+            run, pulled = self._back([Set(Site("resid_pre", 0), value=embedding)], False)
+            for number, (_, slope) in enumerate(pulled):
+                total[number] = slope if number not in total else total[number].add_(slope)
+        slopes = zip(self.graph.readers, total.values(), strict=True)
+        return _metric(run).detach(), self._contracted(slopes, gaps) / len(embeddings)
+
+    def _back(
+        self,
+        edits: list[Edit],
+        origins: bool,
+        cutting: CutPass | None = None,
+        rules: GradientRules | None = None,
+    ) -> tuple[Run, Iterator[tuple[Reader, Tensor]]]:
+        """One pass and back: the run, and for each reader the gradient by the stream that each of its receivers reads."""
+        ends = self.ends
+        edits = edits if rules is None else [*edits, *rules.edits(self.model)]
+        read = [*(ends.origins if origins else []), *ends.streams, *(site.grad for site in ends.arrivals)]
+        run = self.model.run(
+            self.tokens, list(dict.fromkeys(read)), edits, metric=self.metric, mask=self.mask
+        )
+        frozen = rules is not None and rules.frozen_norms
+
+        def pulled() -> Iterator[tuple[Reader, Tensor]]:
             for reader in self.graph.readers:
                 site, stream = ends.site(reader), run[ends.stream(reader)][None]
                 if cutting is not None:
                     stream = cutting.inputs.get(site, stream)
-                pulled = ends.pulled(reader, run[site.grad], stream.detach())
-                found[reader.rows, : reader.visible] = pulled.flatten(1) @ flat[: reader.visible].T
-        return _metric(run).detach(), found
+                yield reader, ends.pulled(reader, run[site.grad].detach(), stream.detach(), frozen=frozen)
+
+        return run, pulled()
+
+    @torch.no_grad()
+    def _contracted(self, pulled: Iterable[tuple[Reader, Tensor]], gaps: Writes) -> Amounts:
+        """What each edge's difference is worth where it is read, layer by layer."""
+        flat = gaps.detach().flatten(1)
+        found = torch.zeros(self.graph.allowed.shape, device=flat.device)
+        for reader, slope in pulled:
+            found[reader.rows, : reader.visible] = slope.flatten(1) @ flat[: reader.visible].T
+        return found
 
 
 def _metric(run: Run) -> Float[Tensor, " row"]:

@@ -66,6 +66,26 @@ class LinearNorm:
         """Directions after the norm as directions before it: `push(x, 1) · d == x · pull(d)`."""
         return self.centre(directions.float() * self.gain)
 
+    def back(
+        self,
+        gradient: Float[Tensor, "*batch d_model"],
+        values: Float[Tensor, "*#batch d_model"],
+        *,
+        frozen: bool = False,
+    ) -> Float[Tensor, "*batch d_model"]:
+        """The gradient by an input of these values from the gradient by what the norm makes of it.
+
+        frozen: hold the divisor fixed, as if it did not depend on the input.
+        """
+        pulled = self.pull(gradient)
+        if self.module is None:
+            return pulled
+        scale = self.scale(values)
+        if not frozen:
+            centred = self.centre(values.float())
+            pulled -= centred * ((centred * pulled).mean(dim=-1, keepdim=True) / scale.square())
+        return pulled / scale
+
 
 @torch.no_grad()
 def read_norm(module: nn.Module | None, d_model: int, device: torch.device | None = None) -> LinearNorm:
