@@ -12,8 +12,9 @@ Values are rows of numbers: of `[batch, position, head, d_head]`, batch and posi
 side. So do several sites, in the order of `reads` or `writes`.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -65,15 +66,33 @@ class Basis(ABC):
             raise InputError(f"{self.name} has units 0 … {self.n_units - 1}; got {index}")
         return f"{self.name}.u{index}"
 
+    def rows_of(self, values: Mapping[Site, Tensor]) -> Float[Tensor, "*rows d_read"]:
+        """What it reads, of values by site (a `Run`'s), as `encode` takes it: in at least single precision."""
+        parts = [
+            as_rows(values[site], width, site)
+            for site, width in zip(self.reads, self.read_widths, strict=True)
+        ]
+        joined = torch.cat(parts, -1)
+        return joined.to(torch.promote_types(joined.dtype, torch.float32))
+
     @property
     def in_place(self) -> bool:
         """Whether it writes what it reads."""
         return self.reads == self.writes
 
 
-def flat(values: Sequence[Float[Tensor, "batch position *inner"]]) -> Float[Tensor, "batch position d"]:
-    """Values at several sites as one row of numbers at each position."""
-    return torch.cat([value.flatten(2) for value in values], -1)
+def as_rows(value: Float[Tensor, "..."], width: int, site: Site) -> Float[Tensor, "*rows {width}"]:
+    """A value as rows of so many numbers: heads, or whatever axes come last, side by side.
+
+    Raises `InputError` where the last axes do not hold as many.
+    """
+    for axes in range(1, value.dim() + 1):
+        if math.prod(value.shape[-axes:]) == width:
+            return value.flatten(-axes)
+    raise InputError(
+        f"{site} holds values of shape {list(value.shape)}, whose last axes are not {width} numbers a row; "
+        "this basis was made for another site or model"
+    )
 
 
 def parted(rows: Float[Tensor, "*rows d"], widths: Sequence[int]) -> tuple[Float[Tensor, "*rows _"], ...]:

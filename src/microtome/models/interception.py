@@ -56,8 +56,12 @@ class Interception:
         self._edits: dict[Site, list[Edit]] = {}
         for site in reads:
             self._reads.setdefault(site.whole, []).append(site)
+        self._sources: dict[Site, list[Edit]] = {}
+        self._handed: dict[tuple[int, Site], Tensor] = {}
         for edit in edits:
             self._edits.setdefault(edit.site.whole, []).append(edit)
+            for source in edit.sources:
+                self._sources.setdefault(source, []).append(edit)
         self._pending = set(self._reads)
         self._reached: set[Site] = set()
         self._stop = stop
@@ -68,12 +72,12 @@ class Interception:
         self._copies = (
             any(getattr(module, "inplace", False) for module in root.modules()) if self._has_paths else False
         )
-        for whole in sorted({*self._reads, *self._edits}, key=lambda site: site.depth):
+        for whole in sorted({*self._reads, *self._edits, *self._sources}, key=lambda site: site.depth):
             self._resolve(whole, root)
 
     @property
     def _has_paths(self) -> bool:
-        return any(site.part == "path" for site in (*self._reads, *self._edits))
+        return any(site.part == "path" for site in (*self._reads, *self._edits, *self._sources))
 
     def _resolve(self, whole: Site, root: nn.Module) -> None:
         if whole.part == "path":
@@ -192,14 +196,26 @@ class Interception:
         if edits:
             with _closed():  # an edit may call modules of the model itself, such as a norm
                 for edit in edits:
-                    value = select.write(edit, value, self.batch_of(whole))
+                    value = select.write(edit, value, self.batch_of(whole), self._sources_of(edit))
         return value
+
+    def _sources_of(self, edit: Edit) -> list[Tensor]:
+        """What the edit needs from elsewhere in this pass; handed out once, so that it is never of an earlier pass."""
+        missing = [str(source) for source in edit.sources if (id(edit), source) not in self._handed]
+        if missing:
+            raise EditError(
+                f"{edit!r} needs {', '.join(missing)}, where this pass had not been when it reached {edit.site}; "
+                "an edit can only follow what comes before it"
+            )
+        return [self._handed.pop((id(edit), source)) for source in edit.sources]
 
     def keep(self, whole: Site, value: Tensor) -> None:
         """Keep what the reads select; stop the pass when the last read is in hand."""
         for site in self._reads.get(whole, ()):
             if not site.gradient:
                 self.values[site] = _own(select.read(site, value, self.batch_of(whole)), copy=self._copies)
+        for edit in self._sources.get(whole, ()):
+            self._handed[id(edit), whole] = _own(value, copy=self._copies)
         self._pending.discard(whole)
         if self._stop and not self._pending:
             raise Stop
@@ -261,7 +277,7 @@ class _Watcher:
 
     def see(self, part: str, layer: int, value: Tensor) -> Tensor:
         owner, whole = self._owner, self._site(part)
-        if whole not in owner._reads and whole not in owner._edits:
+        if all(whole not in asked for asked in (owner._reads, owner._edits, owner._sources)):
             return value
         value = owner.edited(whole, value)
         gradients = [site for site in owner._reads.get(whole, ()) if site.gradient]

@@ -62,16 +62,30 @@ def lanes_of(
                 raise EditError(f"{edit!r}: the base has rows 0 … {batch.rows - 1}")
         for row in rows:
             mine = tuple(edit for edit in edits if edit.rows is None or row in edit.rows)
-            entry = _entry(anatomy, mine)
+            entry = _entry(anatomy, mine, base_edits)
             column = 0 if entry is None else _column(anatomy, batch, row, mine, entry, base_edits)
             lanes.append(Lane(number, row, mine, entry, column))
     return lanes
 
 
-def _entry(anatomy: Anatomy | None, edits: Sequence[Edit]) -> int | None:
+def _entry(anatomy: Anatomy | None, edits: Sequence[Edit], base_edits: Sequence[Edit]) -> int | None:
+    """Early enough for all edits and what they need to see; the same holds of base edits that are made again."""
     if anatomy is None or any(e.site.part in _FROM_THE_START or e.site.stack != anatomy.stack for e in edits):
         return None
-    return min((entry_of(edit) for edit in edits), default=len(anatomy.blocks))
+    seeing = [edit for edit in base_edits if edit.sources]
+    if any(site.layer is None for edit in (*edits, *seeing) for site in (edit.site, *edit.sources)):
+        return None
+    entry = min((_first_layer(edit) for edit in edits), default=len(anatomy.blocks))
+    while again := [
+        _first_layer(edit) for edit in seeing if _first_layer(edit) < entry and not _is_done(edit, entry)
+    ]:
+        entry = min(again)
+    return entry
+
+
+def _first_layer(edit: Edit) -> int:
+    """The first block that an edit, or what it needs to see, takes part in."""
+    return min((source.layer or 0 for source in edit.sources), default=entry_of(edit))
 
 
 def entry_of(edit: Edit) -> int:
@@ -171,4 +185,9 @@ def is_at_entry(edit: Edit, lane: Lane) -> bool:
 
 def is_below(edit: Edit, lane: Lane) -> bool:
     """Whether a base edit is already in the stream with which the lane enters."""
-    return edit.site.layer is None or entry_of(edit) < (lane.entry or 0) or is_at_entry(edit, lane)
+    return _is_done(edit, lane.entry or 0)
+
+
+def _is_done(edit: Edit, entry: int) -> bool:
+    first = -1 if edit.site.layer is None else entry_of(edit)
+    return first < entry or (edit.site.part == "resid_post" and first == entry)

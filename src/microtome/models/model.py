@@ -160,7 +160,7 @@ class Model:
         if logits is None:
             logits = not sites and metric is None
         wanted = needs if needs is not None and not logits else logits
-        trains = any(_trains(e) for e in edit)
+        trains = any(e.trains for e in edit)
         differentiates = any(site.gradient for site in sites)
         with torch.enable_grad() if trains or differentiates else torch.no_grad():
             seen, found = self._pass(inputs, sites, edit, wanted)
@@ -263,10 +263,6 @@ def logits_of(model: Model, output: Any) -> Tensor:
             "reads only"
         )
     return found
-
-
-def _trains(edit: Edit) -> bool:
-    return any(isinstance(value, Tensor) and value.requires_grad for value in vars(edit).values())
 
 
 def _drops_out(module: nn.Module) -> bool:

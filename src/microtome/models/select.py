@@ -81,8 +81,10 @@ def read(site: Site, value: Tensor, batch: Batch) -> Tensor:
     return _turned(site, _tail(turned, heads, units))
 
 
-def write(edit: Edit, value: Tensor, batch: Batch) -> Tensor:
+def write(edit: Edit, value: Tensor, batch: Batch, sources: Sequence[Tensor] = ()) -> Tensor:
     """The canonical value after the edit, a new tensor; the given one is left alone.
+
+    sources: canonical values at the edit's `sources`.
 
     Rows and columns that this pass does not hold are skipped: they were done before, or come later.
     """
@@ -103,7 +105,7 @@ def write(edit: Edit, value: Tensor, batch: Batch) -> Tensor:
     chosen = turned[index]
     heads, units = _heads(site, turned), _units(site, turned, batch, rows)
     part = _turned(site, _tail(chosen, heads, units))
-    new = edit.apply(part)
+    new = edit.apply_beside(part, [source[index] for source in sources])
     if new.shape != part.shape:
         raise EditError(
             f"{edit!r} returned shape {list(new.shape)} for a selection of shape {list(part.shape)}; "

@@ -1,0 +1,74 @@
+"""What is written along which direction? Bases whose codes are linear in the values, and the other way round.
+
+    code = (value − centre) · reader        value ≈ code · direction + centre
+
+Neurons, heads' coordinates, principal and independent components, singular vectors, probes and rotations are of this
+kind; they differ in where their directions come from.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microtome.bases.basis import Basis
+from microtome.core.errors import InputError
+from microtome.core.site import Site, as_site
+
+
+class LinearBasis(Basis):
+    """Units along directions at one site.
+
+    directions `[unit, d]`: what one more of each adds. readers `[unit, d]`: by what the values are multiplied to give
+    the codes; by default the pseudo-inverse, so that the codes are those of least squares. centre `[d]`: what is taken
+    off before, and put back after.
+    """
+
+    def __init__(
+        self,
+        site: Site | str,
+        directions: Float[Tensor, "unit d"],
+        *,
+        readers: Float[Tensor, "unit d"] | None = None,
+        centre: Float[Tensor, " d"] | None = None,
+        name: str = "directions",
+    ) -> None:
+        if not len(directions):
+            raise InputError(f"no directions at {site}; a basis has at least one unit")
+        if not bool(torch.isfinite(directions).all()):
+            raise InputError(f"the directions at {site} hold NaN or infinity")
+        self.name = name
+        self.reads = self.writes = (as_site(site),)
+        self.n_units, width = directions.shape
+        self.read_widths = self.write_widths = (width,)
+        self._directions = directions
+        self.readers = torch.linalg.pinv(directions).mT if readers is None else readers
+        self.centre = directions.new_zeros(width) if centre is None else centre
+        self.n_parameters = directions.numel() + (width if centre is not None else 0)
+        if readers is not None:
+            self.n_parameters += readers.numel()
+
+    def encode(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows unit"]:
+        return (values - self.centre) @ self.readers.mT
+
+    def decode(self, codes: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows d_write"]:
+        return codes @ self._directions + self.centre
+
+    def direction(self, unit: int) -> Float[Tensor, " d_write"]:
+        self.unit(unit)
+        return self._directions[unit]
+
+    def directions(self) -> Float[Tensor, "unit d_write"]:
+        return self._directions
+
+    def first(self, units: Sequence[int]) -> "LinearBasis":
+        """Only these units, with their readers as they are."""
+        chosen = list(units)
+        return LinearBasis(
+            self.reads[0],
+            self._directions[chosen],
+            readers=self.readers[chosen],
+            centre=self.centre,
+            name=self.name,
+        )
