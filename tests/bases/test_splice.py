@@ -1,6 +1,6 @@
 """A splice that changes nothing changes nothing; one that changes units does what the same edit by hand does."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -18,6 +18,9 @@ from microtome.core import edits
 from microtome.core.edits import Scale, Set
 from microtome.core.errors import EditError, InputError, NotFiniteError
 from microtome.core.logits import LogitSelection
+from microtome.core.site import Site
+from microtome.dictionaries.activations import ReLU, TopK
+from microtome.dictionaries.dictionary import Dictionary
 from microtome.models.model import Model
 from microtome.models.sweep import Variant, sweep
 
@@ -229,6 +232,74 @@ def test_keeping_the_error_keeps_the_models_gradients_and_freezing_it_leaves_tho
     )  # a basis that says everything has the model's gradients
     run = model.run(families.ids(), read=["grad:resid_mid.0"], edit=splice(whole, "freeze"), metric=Token())
     torch.testing.assert_close(run["grad:resid_mid.0"], slope[0], atol=1e-5, rtol=1e-4)
+
+
+def cross_layer(model: Model) -> Dictionary:
+    """Five units for each block: reading its MLP's input, writing what its own and all later MLPs write."""
+    layers = model.n_layers
+    home = torch.arange(layers).repeat_interleave(5)
+    block = torch.arange(layers)
+    reads_of, writes_of = home[:, None] == block, home[:, None] <= block
+    draw = torch.Generator().manual_seed(0)
+    wide = [torch.randn(5 * layers, 32 * layers, generator=draw) / 6 for _ in range(2)]
+    return Dictionary(
+        "cross_layer",
+        tuple(Site("mlp_in", layer) for layer in range(layers)),
+        tuple(Site("mlp_out", layer) for layer in range(layers)),
+        (32,) * layers,
+        (32,) * layers,
+        ReLU(),
+        wide[0] * reads_of.repeat_interleave(32, 1),
+        torch.zeros(5 * layers),
+        wide[1] * writes_of.repeat_interleave(32, 1),
+        torch.zeros(32 * layers),
+        torch.zeros(32 * layers),
+        reads_of=reads_of,
+        writes_of=writes_of,
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_cross_layer_transcoder_goes_in_as_one(name: str) -> None:
+    """Layer by layer, since what is written early needs only what is read early."""
+    model = families.model(name)
+    basis = cross_layer(model)
+    plain = logits(model, [])
+    assert torch.equal(logits(model, splice(basis)), plain)
+    assert near(logits(model, splice(basis, "freeze")), plain)
+    tokens = families.ids()
+    by_hand: list[edits.Edit] = []
+    for layer, site in enumerate(basis.writes):
+        seen = model.run(tokens, read=basis.reads[: layer + 1], edit=by_hand).values
+        missing = [torch.zeros(2, 9, 32)] * (model.n_layers - 1 - layer)
+        codes = basis.encode(torch.cat([*(seen[read] for read in basis.reads[: layer + 1]), *missing], -1))
+        by_hand.append(Set(site, value=basis.decode(codes).split([32] * model.n_layers, -1)[layer]))
+    assert near(logits(model, splice(basis, "drop")), logits(model, by_hand))
+    compete = replace(basis, activation=TopK(4))
+    with pytest.raises(InputError, match="in one pass"):
+        splice(compete)
+
+
+def test_what_skips_the_units_is_part_of_what_is_written() -> None:
+    model = families.model("gpt2")
+    skip = torch.randn(32, 32, generator=torch.Generator().manual_seed(0)) / 6
+    zero = torch.zeros(3, 32)
+    sites = (Site("mlp_in", 1),), (Site("mlp_out", 1),)
+    basis = Dictionary(
+        "skip",
+        *sites,
+        (32,),
+        (32,),
+        ReLU(),
+        zero,
+        torch.zeros(3),
+        zero,
+        torch.zeros(32),
+        torch.zeros(32),
+        skip=skip,
+    )
+    seen = model.run(families.ids(), read=["mlp_in.1"])["mlp_in.1"]
+    assert near(logits(model, splice(basis, "drop")), logits(model, [Set("mlp_out.1", value=seen @ skip.mT)]))
 
 
 class Net(nn.Module):

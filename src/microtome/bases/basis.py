@@ -52,6 +52,16 @@ class Basis(ABC):
     def direction(self, unit: int) -> Float[Tensor, " d_write"]:
         """What one more of a unit adds to what is written; for a basis that is not linear, where it is on alone."""
 
+    def rebuilt(
+        self, values: Float[Tensor, "*rows d_read"], codes: Float[Tensor, "*rows unit"]
+    ) -> Float[Tensor, "*rows d_write"]:
+        """What is written for these values when the codes are these: `decode`, and whatever passes the units by."""
+        return self.decode(codes)
+
+    def needed(self, written: Site) -> tuple[Site, ...]:
+        """Which of the sites read make a difference to what is written at this one; by default all of them."""
+        return self.reads
+
     def encode_sparsely(self, values: Float[Tensor, "row d_read"]) -> SparseCodes:
         """The same codes, zeros left out; a basis that never writes the zeros does it faster."""
         return SparseCodes.of(self.encode(values))

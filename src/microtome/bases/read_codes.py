@@ -59,11 +59,12 @@ def read_codes(
 
 
 def _reading(basis: Basis, values: Mapping[Site, Tensor], metric: Float[Tensor, " row"] | None) -> Reading:
+    rows = basis.rows_of(values)
     with torch.no_grad():
-        codes = basis.encode(basis.rows_of(values)).detach()
+        codes = basis.encode(rows).detach()
     with torch.set_grad_enabled(metric is not None):
         leaf = codes.clone().requires_grad_(metric is not None)
-        made = basis.decode(leaf)
+        made = basis.rebuilt(rows, leaf)
     errors = {
         site: as_rows(values[site], width, site).to(made.dtype) - part.detach()
         for site, width, part in zip(

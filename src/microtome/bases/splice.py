@@ -46,7 +46,7 @@ class Splice(Edit):
 
     @property
     def sources(self) -> tuple[Site, ...]:
-        return tuple(site for site in self.basis.reads if site != self.site.whole)
+        return tuple(site for site in self.basis.needed(self.site.whole) if site != self.site.whole)
 
     @property
     def trains(self) -> bool:
@@ -63,9 +63,15 @@ class Splice(Edit):
 
     def apply_beside(self, value: Tensor, sources: Sequence[Tensor]) -> Tensor:
         basis, place = self.basis, self.basis.writes.index(self.site.whole)
-        there = dict(zip(self.sources, sources, strict=True)) | {self.site.whole: value}
         own = as_rows(value, basis.write_widths[place], self.site)
-        codes = basis.encode(basis.rows_of(there))
+        # What makes no difference here may come later in the pass, and is left out.
+        there = {
+            site: own.new_zeros(*own.shape[:-1], width)
+            for site, width in zip(basis.reads, basis.read_widths, strict=True)
+        }
+        there |= dict(zip(self.sources, sources, strict=True)) | {self.site.whole: value}
+        rows = basis.rows_of(there)
+        codes = basis.encode(rows)
         changed = codes
         for change in self.changes:
             changed = change(changed)
@@ -74,13 +80,13 @@ class Splice(Edit):
                     f"{self!r}: the change returned codes of shape {list(changed.shape)}, given {list(codes.shape)}; "
                     "a change must keep the shape"
                 )
-        written = self._written(changed, place)
+        written = self._written(rows, changed, place)
         if isinstance(self.error, Tensor):
             new = written + as_rows(self.error, own.shape[-1], self.site).to(written)
         elif self.error == "drop":
             new = written
         else:
-            plain = written if changed is codes else self._written(codes, place)
+            plain = written if changed is codes else self._written(rows, codes, place)
             # Differences first: one that is zero then changes no bit of the value.
             new = own + (written - plain) if self.error == "keep" else written + (own - plain).detach()
         try:
@@ -91,8 +97,10 @@ class Splice(Edit):
                 f"the values {list(value.shape)}; give one of the same rows and positions"
             ) from error
 
-    def _written(self, codes: Float[Tensor, "*rows unit"], place: int) -> Float[Tensor, "*rows d"]:
-        return parted(self.basis.decode(codes), self.basis.write_widths)[place]
+    def _written(
+        self, rows: Float[Tensor, "*rows d_read"], codes: Float[Tensor, "*rows unit"], place: int
+    ) -> Float[Tensor, "*rows d"]:
+        return parted(self.basis.rebuilt(rows, codes), self.basis.write_widths)[place]
 
     def moved(self, rows: Sequence[int], targets: Sequence[int]) -> Self:
         index = list(rows) if self.rows is None else [self.rows.index(row) for row in rows]
@@ -179,7 +187,7 @@ def _check_order(basis: Basis) -> None:
                 f"{basis.name} stands at {site}; a basis is spliced at whole sites with rows of numbers"
             )
     for written in basis.writes:
-        for read in basis.reads:
+        for read in basis.needed(written):
             if read.stack != written.stack:
                 raise InputError(
                     f"{basis.name} reads {read} and writes {written}, whose positions are not the same"

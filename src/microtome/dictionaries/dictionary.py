@@ -169,6 +169,22 @@ class Dictionary(Basis):
         written = self.decode_sparsely(self.encode_sparsely(values))
         return written if self.skip is None else written + values @ self.skip.mT
 
+    def rebuilt(
+        self, values: Float[Tensor, "*rows d_read"], codes: Float[Tensor, "*rows unit"]
+    ) -> Float[Tensor, "*rows d_write"]:
+        written = self.decode(codes)
+        return written if self.skip is None else written + values @ self.skip.mT
+
+    def needed(self, written: Site) -> tuple[Site, ...]:
+        """Of a cross-layer transcoder, what its units that write there read; all where units compete or a skip is."""
+        if self.reads_of is None or self.writes_of is None or self.skip is not None:
+            return self.reads
+        if isinstance(self.activation, TopK):
+            return self.reads
+        writers = self.writes_of[:, self.writes.index(written)].bool()
+        seen = self.reads_of[writers].bool().any(0)
+        return tuple(site for site, one in zip(self.reads, seen.tolist(), strict=True) if one)
+
     def direction(self, unit: int) -> Float[Tensor, " d_write"]:
         self.unit(unit)
         return self.decoder[unit] / self.write_scale
