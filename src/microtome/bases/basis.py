@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.bases.codes import SparseCodes
@@ -30,6 +30,7 @@ class Basis(ABC):
 
     name: one word, from which units take their names. reads, writes: whole sites, with the numbers each holds a row.
     n_units: how many parts. n_parameters: how many numbers describe the basis itself.
+    skip `[d_write, d_read]`: what is written linearly of what is read, past the units; None for most.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Basis(ABC):
     write_widths: tuple[int, ...]
     n_units: int
     n_parameters: int
+    skip: Tensor | None = None
 
     @abstractmethod
     def encode(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows unit"]:
@@ -51,6 +53,15 @@ class Basis(ABC):
     @abstractmethod
     def direction(self, unit: int) -> Float[Tensor, " d_write"]:
         """What one more of a unit adds to what is written; for a basis that is not linear, where it is on alone."""
+
+    def drives(
+        self, units: Int[Tensor, " some"]
+    ) -> tuple[Float[Tensor, "some d_read"], Float[Tensor, " some"]]:
+        """Readers and offsets: `values · reader + offset` is what the activation of a unit is applied to.
+
+        Raises `InputError` for a basis whose units are not driven by one direction each.
+        """
+        raise InputError(f"the units of {self.name} are not each driven by one direction of what it reads")
 
     def rebuilt(
         self, values: Float[Tensor, "*rows d_read"], codes: Float[Tensor, "*rows unit"]

@@ -9,7 +9,7 @@ kind; they differ in where their directions come from.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.bases.basis import Basis
@@ -51,6 +51,12 @@ class LinearBasis(Basis):
 
     def encode(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows unit"]:
         return (values - self.centre) @ self.readers.mT
+
+    def drives(
+        self, units: Int[Tensor, " some"]
+    ) -> tuple[Float[Tensor, "some d_read"], Float[Tensor, " some"]]:
+        readers = self.readers[units]
+        return readers, -(readers @ self.centre)
 
     def decode(self, codes: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows d_write"]:
         return codes @ self._directions + self.centre

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.bases.basis import Basis
@@ -139,6 +139,12 @@ class Dictionary(Basis):
         return torch.nn.functional.linear(
             (values - self.centre) * self.read_scale, self.encoder, self.encoder_bias
         )
+
+    def drives(
+        self, units: Int[Tensor, " some"]
+    ) -> tuple[Float[Tensor, "some d_read"], Float[Tensor, " some"]]:
+        readers = self.encoder[units] * self.read_scale
+        return readers, self.encoder_bias[units] - readers @ self.centre
 
     def encode(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows unit"]:
         return self.activation(self.pre_activations(values))
