@@ -101,7 +101,9 @@ class Appended:
             if kind is None:
                 with _told(self.path):
                     self._file.seek(0)
-                    self._file.write(_header({self._name: (self._dtype, (self.length,))}, self.metadata, _ROOM))
+                    self._file.write(
+                        _header({self._name: (self._dtype, (self.length,))}, self.metadata, _ROOM)
+                    )
                     self._file.flush()
                     os.fsync(self._file.fileno())
                     os.replace(self._file.name, self.path)
@@ -110,7 +112,9 @@ class Appended:
             Path(self._file.name).unlink(missing_ok=True)
 
 
-def mapped(path: Path, expect: Mapping[str, str] | None = None) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def mapped(
+    path: Path, expect: Mapping[str, str] | None = None
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """The arrays of a file, read-only and mapped, and its metadata.
 
     expect: names that must be there, with the dtype of each. Raises `StoreError` for a file that is missing,
