@@ -1,0 +1,106 @@
+"""Keep some edges of a network, cut the others: what is left of a behaviour?
+
+Circuits are matrices of edges `[receiver, source]`. Both ends are fixed points of the scale:
+
+    share(kept) = (metric(kept) - metric(nothing kept)) / (metric(everything kept) - metric(nothing kept))
+
+1. `noise`: clean prompts run, and the edges that are not kept carry the other side's values (or means, or zero).
+2. `denoise`: corrupt prompts run, and the kept edges carry the clean side's values.
+
+With values of the other side (resample) everything kept is the clean run and nothing kept the corrupt run, bit for
+bit. What cut edges carry is found once for all circuits of a call; a circuit is one pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from microtome.circuits.edge_cut import Ablation
+from microtome.circuits.edge_graph import EdgeGraph
+from microtome.circuits.edge_pairs import EdgePairs, require_gap
+from microtome.circuits.edge_run import EdgeRun
+
+Kept = Bool[Tensor, "receiver source"]
+Reduction = Literal["ratio of means", "mean of ratios"]
+_HELD_BYTES = 1 << 29
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeKnockout:
+    """Runs of pairs in which some edges are kept. Raises `InputError` where cutting every edge changes nothing."""
+
+    pairs: EdgePairs
+
+    def __post_init__(self) -> None:
+        require_gap(self.gap, self.pairs.model, self.pairs.kind)
+
+    @property
+    def graph(self) -> EdgeGraph:
+        """The edges of the network."""
+        return self.pairs.graph
+
+    @cached_property
+    def whole(self) -> Float[Tensor, " row"]:
+        """The metric with every edge kept."""
+        return self._ends[0]
+
+    @cached_property
+    def empty(self) -> Float[Tensor, " row"]:
+        """The metric with none kept."""
+        return self._ends[1]
+
+    @cached_property
+    def gap(self) -> float:
+        """Mean metric with everything kept minus with nothing kept."""
+        return float((self.whole - self.empty).double().mean())
+
+    def passes(self, circuits: int) -> int:
+        """How many passes it takes to score so many circuits, what cut edges carry included."""
+        batches = -(-len(self.pairs.pairs) // self.pairs.rows)
+        return batches * (circuits + (0 if self._held else 1))
+
+    def scores(self, kept: Sequence[Kept]) -> Float[Tensor, "circuit row"]:
+        """The metric of each pair with only these edges kept, for several circuits."""
+        columns: list[Tensor] = []
+        for run, ablation in self._held or self.pairs.batches():
+            columns.append(torch.stack([run.score(self._cut(one), ablation) for one in kept]))
+        return torch.cat(columns, dim=1).cpu()
+
+    def share(
+        self, scores: Float[Tensor, "*circuit row"], reduction: Reduction = "ratio of means"
+    ) -> Float[Tensor, "*circuit"]:
+        """Scores on the scale from nothing kept (0) to everything kept (1).
+
+        `mean of ratios` weighs each pair alike, and is undefined (NaN) as soon as one pair has no gap of its own.
+        """
+        above = (scores - self.empty).double()
+        if reduction == "ratio of means":
+            return above.mean(dim=-1) / self.gap
+        gaps = (self.whole - self.empty).double()
+        return (above / gaps.where(gaps != 0, torch.nan)).mean(dim=-1)
+
+    def shares(self, kept: Sequence[Kept]) -> Float[Tensor, " circuit"]:
+        """What is left of the behaviour with only these edges kept, for several circuits."""
+        return self.share(self.scores(kept))
+
+    def _cut(self, kept: Kept) -> Float[Tensor, "receiver source"]:
+        cut = ~kept if self.pairs.direction == "noise" else kept
+        return (cut & self.graph.allowed).float()
+
+    @cached_property
+    def _ends(self) -> Float[Tensor, "2 row"]:
+        every = self.graph.allowed
+        return self.scores([every, torch.zeros_like(every)])
+
+    @cached_property
+    def _held(self) -> list[tuple[EdgeRun, Ablation]]:
+        """All batches with what their cut edges carry, where that fits memory; else none."""
+        pairs = self.pairs.pairs
+        sites = len(self.graph.sources) + 4 * len(self.graph.readers)
+        bytes_ = 4 * pairs.clean.numel() * self.pairs.model.sizes["d_model"] * sites
+        return list(self.pairs.batches()) if bytes_ <= _HELD_BYTES else []
