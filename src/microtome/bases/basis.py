@@ -77,6 +77,10 @@ class Basis(ABC):
         """The same codes, zeros left out; a basis that never writes the zeros does it faster."""
         return SparseCodes.of(self.encode(values))
 
+    def reconstruct(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows d_write"]:
+        """What is written for what is read; a basis may write more than its units make, such as a linear skip."""
+        return self.decode(self.encode(values))
+
     def directions(self) -> Float[Tensor, "unit d_write"]:
         """All of them."""
         return torch.stack([self.direction(unit) for unit in range(self.n_units)])
