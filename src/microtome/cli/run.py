@@ -84,6 +84,10 @@ def read_data(
 
     if task is not None and text is not None:
         raise InputError("--task and --text are two kinds of data; give one of them")
+    if card.needs == "hypothesis":
+        raise InputError(
+            f"{card.name} tries a hypothesis, whose causal model is Python; call its run(model, hypothesis) there"
+        )
     if card.needs == "weights":
         if task is not None or text is not None:
             raise InputError(f"{card.name} reads the weights alone; leave out --task and --text")

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from microtome.core.errors import PluginError
 
-Needs = Literal["pairs", "tokens", "weights"]
+Needs = Literal["pairs", "tokens", "weights", "hypothesis"]
 Causal = Literal["observation", "intervention"]
 Phase = Literal["post-hoc", "during", "pre"]
 Locality = Literal["local", "global", "both"]
@@ -25,7 +25,8 @@ class Card:
     name: the file's name, which is also the command-line word. title: the literature's name.
     question: the question it answers, one sentence. steps: the algorithm, a sentence a step.
     reference: paper, authors, year. misleads: when its answer is wrong or means less than it seems.
-    needs: what `run` takes as data: clean/corrupt pairs, a batch of tokens, or nothing but the weights.
+    needs: what `run` takes as data: clean/corrupt pairs, a batch of tokens, nothing but the weights, or a hypothesis
+    (`microtome.data.hypothesis`).
     causal, phase, locality, comprehensiveness: the taxonomy.
     claims: which of its claims an answer key can check (`Result.answers`): `nodes`, `edges`, `circuit`, `directions`,
     `role:induction` (any role of heads), `rule:bigram` (any kind of rule), `quantity:direct` (quantities called

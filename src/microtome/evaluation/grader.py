@@ -2,7 +2,8 @@
 
 1. Take each method whose card names claims, and each case whose key knows of such a thing.
 2. Run the method on the case's network, with its own defaults, or with each of the settings that its module names as
-   `grading`; a second of these is a row of its own.
+   `grading`; a second of these is a row of its own. A method that finds directions and has a setting `site` is run at
+   every site where the key knows some: it is told where to look, and nothing of what is there.
 3. Compare its answers with the key (`microtome.evaluation.marks`).
 4. Run it again on the same network with random weights, on the same data, and compare with the same key.
 
@@ -20,6 +21,7 @@ from typing import Any
 
 from microtome.core import plugins
 from microtome.core.card import Card
+from microtome.core.cost import Cost
 from microtome.core.errors import InputError, MicrotomeError
 from microtome.core.result import Result
 from microtome.evaluation.cases import case as case_of
@@ -116,7 +118,8 @@ def grade(runs: Sequence[Run], settings: Mapping[str, Any] | None = None) -> Ite
         for name in run.methods:
             module = plugins.method(name)
             if checkable(module.card, case.truth) and (
-                module.card.needs != "pairs" or case.pairs is not None
+                module.card.needs not in ("pairs", "hypothesis")
+                or getattr(case, module.card.needs) is not None
             ):
                 for name, given in variants(module):
                     yield from _graded(module, name, case, run, {**given, **(settings or {})})
@@ -148,7 +151,7 @@ def _graded(
     module: ModuleType, name: str, case: Case, run: Run, settings: Mapping[str, Any]
 ) -> Iterator[Grade | Trouble]:
     try:
-        result, found = _run(module, case, case.model, settings)
+        cost, found = _run(module, case, case.model, settings)
     except Exception as error:  # a stranger's method may raise anything; its row says so and the rest goes on
         yield Trouble(name, run.case, run.seed, _told(error))
         return
@@ -178,20 +181,33 @@ def _graded(
             said,
             mark.of,
             mark.held_out,
-            result.cost.passes,
-            result.cost.seconds,
+            cost.passes,
+            cost.seconds,
         )
 
 
 def _run(
     module: ModuleType, case: Case, model: Model, settings: Mapping[str, Any]
-) -> tuple[Result, tuple[Mark, ...]]:
+) -> tuple[Cost, tuple[Mark, ...]]:
     given = dict(settings)
     if "seed" in module.Config.model_fields:
         given = {"seed": case.seed, **given}
-    config = module.Config.read(given)
-    result: Result = module.run(model, case.data(module.card.needs), config)
-    return result, marks(result.answers(), case.truth, model, case.seed)
+    places: Sequence[Mapping[str, str]] = [{}]
+    if "site" in module.Config.model_fields and "site" not in given and "directions" in module.card.claims:
+        places = [{"site": site} for site in sites(case.truth)] or places
+    cost, answers = Cost(), []
+    for place in places:
+        config = module.Config.read({**given, **place})
+        result: Result = module.run(model, case.data(module.card.needs), config)
+        cost += result.cost
+        answers += result.answers()
+    return cost, marks(answers, case.truth, model, case.seed)
+
+
+def sites(truth: Truth) -> tuple[str, ...]:
+    """Where the key knows directions."""
+    held = [*truth.features, *(str(known.site) for known in truth.variables if len(known.directions))]
+    return tuple(dict.fromkeys(held))
 
 
 def _within(name: str, bed: str) -> bool:

@@ -23,6 +23,7 @@ from microtome.core.card import Needs
 from microtome.core.circuit import Circuit
 from microtome.core.errors import InputError, TruthError
 from microtome.core.site import Site
+from microtome.data.hypothesis import Hypothesis
 from microtome.data.pairs import Pairs
 from microtome.models.model import Model
 from microtome.models.random_twin import How, random_twin
@@ -126,6 +127,7 @@ class Case:
 
     name: `testbed/case`. task: what the network does, in a sentence. pairs, tokens: what methods are run on; `tokens`
     are ids `[row, column]`, or the inputs by keyword of a module that takes none.
+    hypothesis: the true algorithm as a causal model, in the places that the truth says.
     untouched: the model as it was before it was edited or trojaned, where the case is about that.
     twin: how the control's weights are made; `drawn` where they are mostly zeros.
     """
@@ -137,6 +139,7 @@ class Case:
     evidence: tuple[Evidence, ...]
     pairs: Pairs | None = None
     tokens: Any = None
+    hypothesis: Hypothesis | None = None
     seed: int = 0
     untouched: Model | None = None
     twin: How = "shuffled"
@@ -155,7 +158,7 @@ class Case:
         """What a method with these needs is run on. Raises `InputError` where the case has none."""
         if needs == "weights":
             return None
-        found = self.pairs if needs == "pairs" else self.tokens
+        found = {"pairs": self.pairs, "hypothesis": self.hypothesis, "tokens": self.tokens}[needs]
         if needs == "tokens" and found is None and self.pairs is not None:
             found = self.pairs.clean
         if found is None:

@@ -8,6 +8,7 @@ import torch
 
 from microtome.core.errors import InputError
 from microtome.core.site import Site
+from microtome.data.hypothesis import Hypothesis, Location
 from microtome.data.pairs import Pairs
 from microtome.models.load import load
 from microtome.testbeds.algorithmic.network import contrast
@@ -61,8 +62,15 @@ def build(case: str, seed: int = 0) -> Case:
         evidence=shares.evidence(),
         pairs=pairs(one, seed),
         tokens=tokens,
+        hypothesis=hypothesis(one, tokens),
         seed=seed,
     )
+
+
+def hypothesis(one: Task, tokens: Rows) -> Hypothesis:
+    """The causal model that the network was trained to follow, in the heads and MLPs it was trained to follow it in."""
+    locations = {name: Location(place.nodes) for name, place in one.places.items()}
+    return Hypothesis(one.model, locations, tokens)
 
 
 def variables(one: Task) -> tuple[Variable, ...]:

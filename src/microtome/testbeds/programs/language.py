@@ -10,7 +10,7 @@ After Weiss, Goldberg, Yahav (2021), Thinking Like Transformers; Lindner et al. 
 combine, numbers may be summed, and what is chosen of nothing must be said (`default`).
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -146,19 +146,29 @@ def is_numerical(expression: Expression) -> bool:
     return False
 
 
-def interpret(expression: Expression, tokens: Sequence[Value], *, causal: bool) -> list[Value]:
+def interpret(
+    expression: Expression,
+    tokens: Sequence[Value],
+    *,
+    causal: bool,
+    known: Mapping[Expression, list[Value]] | None = None,
+) -> list[Value]:
     """The value at every position for these tokens; `causal`: selectors see no later position.
+
+    known: sequences whose values are given instead of computed.
 
     Raises `InputError` where a selector chooses nothing though no default is given, or several different values of a
     categorical sequence.
     """
-    return _Interpreter(tokens, causal).values(expression)
+    return _Interpreter(tokens, causal, known or {}).values(expression)
 
 
 class _Interpreter:
-    def __init__(self, tokens: Sequence[Value], causal: bool) -> None:
+    def __init__(
+        self, tokens: Sequence[Value], causal: bool, known: Mapping[Expression, list[Value]]
+    ) -> None:
         self._tokens, self._causal = tokens, causal
-        self._known: dict[int, list[Value]] = {}
+        self._known = {id(one): values for one, values in known.items()}
 
     def values(self, expression: Expression) -> list[Value]:
         key = id(expression)

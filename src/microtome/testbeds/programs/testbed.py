@@ -19,6 +19,7 @@ from microtome.models.load import load
 from microtome.models.transformer import Transformer
 from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 from microtome.testbeds.edge_ablation import unshown
+from microtome.testbeds.programs.causal_model import hypothesis
 from microtome.testbeds.programs.compiler import Compiled
 from microtome.testbeds.programs.language import INDICES, TOKENS, Aggregate, Expression, Select, Value, Width
 from microtome.testbeds.programs.library import PROGRAMS, Program, program
@@ -44,7 +45,8 @@ def build(case: str, seed: int = 0) -> Case:
     """A program's network with its truth. The seed draws the pairs. Raises `InputError` for an unknown program."""
     one = program(case)
     compiled = one.compile(decoys())
-    return served(f"programs/{case}", one, compiled, compiled.transformer(), compiled.truth(), seed)
+    found = served(f"programs/{case}", one, compiled, compiled.transformer(), compiled.truth(), seed)
+    return replace(found, hypothesis=hypothesis(compiled, one.expression, found.tokens))
 
 
 def served(

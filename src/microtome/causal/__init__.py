@@ -1,0 +1,1 @@
+"""Causal claims: algorithms stated as causal models, and tried on a network by intervention."""
