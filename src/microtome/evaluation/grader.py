@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from microtome.core import plugins
+from microtome.core.answers import Answer
 from microtome.core.card import Card
 from microtome.core.cost import Cost
 from microtome.core.errors import InputError, MicrotomeError
@@ -195,7 +196,7 @@ def _run(
     places: Sequence[Mapping[str, str]] = [{}]
     if "site" in module.Config.model_fields and "site" not in given and "directions" in module.card.claims:
         places = [{"site": site} for site in sites(case.truth)] or places
-    cost, answers = Cost(), []
+    cost, answers = Cost(), list[Answer]()
     for place in places:
         config = module.Config.read({**given, **place})
         result: Result = module.run(model, case.data(module.card.needs), config)
