@@ -1,0 +1,224 @@
+"""How well do single units tell what is known to be true of a row, and how much better do several together?
+
+1. Rows are dealt into two halves by a seed. Everything is chosen on the first and scored on the second.
+2. A latent is true, false or undefined in a row. A label with several values becomes one latent for each value.
+3. Best unit: the unit, its sign and one of a few thresholds (zero, and quantiles of its codes) with the largest F1
+   on the first half.
+4. Best k: the k units whose means differ most between true and false, in standard deviations; ridge regression on
+   them, cut where F1 is largest on the first half. k grows in powers of two.
+5. Splitting: the smallest k that comes within 0.03 of the largest F1 of the list: a latent that takes several units has
+   been split among them, or is written along a direction that no unit has.
+
+F1 is used because latents are rare. `chance` is the F1 of saying true always. Reference: Gurnee et al. (2023), Finding
+neurons in a haystack; Chanin et al. (2024), A is for absorption, for 5. Misleads where a latent is frequent: there
+saying true always scores well.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from microtome.core.errors import InputError
+from microtome.core.shapes import Table
+
+QUANTILES: Final = (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995)
+FEWEST: Final = 5  # rows of each half in which a latent is true, and false
+CLOSE: Final = 0.03
+RIDGE: Final = 1e-3
+_BLOCK: Final = 1 << 24  # comparisons at once
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """F1 on held-out rows. names, chance, unit, best_unit `[latent]`; best_k `[latent, k]` for the counts `ks`.
+
+    unit: which one is best; sign: -1 where it tells by being low. skipped: latents too rare or too common to score.
+    """
+
+    names: tuple[str, ...]
+    rows: int
+    chance: Float[Tensor, " latent"]
+    unit: Int[Tensor, " latent"]
+    sign: Int[Tensor, " latent"]
+    best_unit: Float[Tensor, " latent"]
+    ks: tuple[int, ...]
+    best_k: Float[Tensor, "latent k"]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def split(self) -> Int[Tensor, " latent"]:
+        """Over how many units each latent is spread."""
+        reached = self.best_k >= self.best_k.amax(-1, keepdim=True) - CLOSE
+        return torch.tensor(self.ks)[reached.long().argmax(-1)]
+
+    def numbers(self) -> dict[str, float]:
+        """Means over latents."""
+        return {
+            "best_unit_f1": float(self.best_unit.mean()),
+            **{f"best_{k}_f1": float(f1) for k, f1 in zip(self.ks, self.best_k.mean(0), strict=True)},
+            "units_a_latent": float(self.split.double().mean()),
+            "chance_f1": float(self.chance.mean()),
+        }
+
+    def table(self) -> Table:
+        """A row for each latent, the best told first."""
+        order = self.best_unit.argsort(descending=True).tolist()
+        rows = tuple(
+            (
+                self.names[one],
+                ("-" if self.sign[one] < 0 else "") + f"u{int(self.unit[one])}",
+                float(self.best_unit[one]),
+                *map(float, self.best_k[one]),
+                int(self.split[one]),
+                float(self.chance[one]),
+            )
+            for one in order
+        )
+        return Table(
+            "known latents: F1 of the best unit and of the best k",
+            ("latent", "unit", "best unit", *(f"best {k}" for k in self.ks), "units it takes", "always true"),
+            rows,
+            caption=f"chosen on one half of {self.rows} rows, scored on the other; {len(self.skipped)} latents "
+            "too rare or too common",
+        )
+
+
+def binary(labels: Mapping[str, Tensor], most: int = 64) -> dict[str, Float[Tensor, " row"]]:
+    """Labels `[row]` as latents: 1, 0, or NaN where undefined (-1 or NaN).
+
+    A label of more than two values becomes `name=value` for each of them; one with more than `most` is told by its
+    median. Raises `InputError` for labels of different lengths.
+    """
+    lengths = {len(label) for label in labels.values()}
+    if len(lengths) > 1:
+        raise InputError(f"labels must be of the same rows; they have lengths {sorted(lengths)}")
+    found: dict[str, Tensor] = {}
+    for name, label in labels.items():
+        value = label.double()
+        known = value.isfinite() & ((value != -1) | label.is_floating_point())
+        values = value[known].unique().tolist()
+        unknown = torch.where(known, 0.0, float("nan"))
+        if len(values) == 2:
+            found[name] = (value == values[1]).float() + unknown
+        elif 2 < len(values) <= most:
+            found |= {f"{name}={one:g}": (value == one).float() + unknown for one in values}
+        elif len(values) > most:
+            found[f"{name} above its median"] = (value > value[known].median()).float() + unknown
+    return found
+
+
+@torch.no_grad()
+def known_latents(
+    codes: Float[Tensor, "row unit"],
+    latents: Mapping[str, Float[Tensor, " labelled"]],
+    ks: Sequence[int] = (1, 2, 4, 8, 16),
+    seed: int = 0,
+) -> Probed:
+    """Hold units to latents, as `binary` gives them. Raises `InputError` where no latent can be scored."""
+    if any(len(latent) != len(codes) for latent in latents.values()):
+        raise InputError(f"there are codes of {len(codes)} rows; give each latent for the same rows")
+    order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    names = [name for name, latent in latents.items() if all(_enough(latent[half]) for half in halves)]
+    if not names:
+        raise InputError(
+            f"none of {len(latents)} latents is both true and false in {FEWEST} rows of each half; give more rows"
+        )
+    truth = torch.stack([latents[name] for name in names], -1).to(codes.device)
+    first, second = ((codes[half], truth[half]) for half in halves)
+    ks = tuple(k for k in sorted(set(ks)) if k <= codes.shape[1])
+    unit, sign, cut = _chosen(*first)
+    known, real = second[1].isfinite(), second[1] > 0
+    told = second[0][:, unit] * sign > cut
+    several = torch.stack([_several(first, second, latent, ks) for latent in range(len(names))])
+    return Probed(
+        tuple(names),
+        len(codes),
+        f1(known, real, known),
+        unit,
+        sign.long(),
+        f1(told, real, known),
+        ks,
+        several,
+        tuple(name for name in latents if name not in names),
+    )
+
+
+def f1(
+    told: Bool[Tensor, "row *latent"], real: Bool[Tensor, "row *latent"], known: Bool[Tensor, "row *latent"]
+) -> Float[Tensor, "*latent"]:
+    """The harmonic mean of precision and recall, over the rows where it is known; 0 where nothing is right."""
+    both = (told & real & known).sum(0)
+    return 2 * both / ((told & known).sum(0) + (real & known).sum(0)).clamp_min(1)
+
+
+def _enough(latent: Float[Tensor, " row"]) -> bool:
+    true = int((latent > 0).sum())
+    return FEWEST <= true <= int(latent.isfinite().sum()) - FEWEST
+
+
+def _chosen(
+    codes: Float[Tensor, "row unit"], truth: Float[Tensor, "row latent"]
+) -> tuple[Int[Tensor, " latent"], Float[Tensor, " latent"], Float[Tensor, " latent"]]:
+    """The unit, sign and threshold of the largest F1, for each latent."""
+    known, real = truth.isfinite().float(), (truth > 0).float()
+    best = torch.full((truth.shape[1],), -1.0)
+    unit = torch.zeros(truth.shape[1], dtype=torch.int64)
+    sign, cut = torch.ones(truth.shape[1]), torch.zeros(truth.shape[1])
+    signs = (1.0, -1.0) if bool((codes < 0).any()) else (1.0,)
+    for start in range(0, codes.shape[1], max(1, _BLOCK // len(codes))):
+        some = codes[:, start : start + max(1, _BLOCK // len(codes))]
+        for way in signs:
+            turned = some * way
+            cuts = torch.cat([torch.zeros(1, some.shape[1]), turned.quantile(torch.tensor(QUANTILES), 0)])
+            for cut_here in cuts:
+                told = (turned > cut_here).float()
+                scores = 2 * told.mT @ real / (told.mT @ known + real.sum(0)).clamp_min(1)
+                highest, who = scores.max(0)
+                better = highest > best
+                best = torch.where(better, highest, best)
+                unit = torch.where(better, who + start, unit)
+                sign = torch.where(better, way, sign)
+                cut = torch.where(better, cut_here[who], cut)
+    return unit, sign, cut
+
+
+def _several(
+    first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], latent: int, ks: Sequence[int]
+) -> Float[Tensor, " k"]:
+    """Held-out F1 of ridge regression on the k units that differ most."""
+    (codes, truth), (held, held_truth) = (
+        (codes[truth[:, latent].isfinite()], truth[truth[:, latent].isfinite(), latent] > 0)
+        for codes, truth in (first, second)
+    )
+    mean, deviation = codes.mean(0), codes.std(0).clamp_min(1e-12)
+    apart = (codes[truth].mean(0) - codes[~truth].mean(0)).abs() / deviation
+    ranked = apart.topk(max(ks)).indices
+    found = []
+    for k in ks:
+        chosen = ranked[:k]
+        scaled, scaled_held = (
+            ((rows[:, chosen] - mean[chosen]) / deviation[chosen]).double() for rows in (codes, held)
+        )
+        wanted = truth.double() - truth.double().mean()
+        gram = scaled.mT @ scaled + RIDGE * len(scaled) * torch.eye(k, dtype=torch.float64)
+        weight = torch.linalg.solve(gram, scaled.mT @ wanted)
+        cut = _best_cut(scaled @ weight, truth)
+        known = torch.ones_like(held_truth)
+        found.append(f1(scaled_held @ weight > cut, held_truth, known))
+    return torch.stack(found)
+
+
+def _best_cut(score: Float[Tensor, " row"], truth: Bool[Tensor, " row"]) -> float:
+    """The threshold above which saying true has the largest F1."""
+    ranked, order = score.sort(descending=True)
+    right = truth[order].cumsum(0)
+    f1s = 2 * right / (torch.arange(1, len(score) + 1) + truth.sum())
+    last = torch.ones_like(truth)
+    last[:-1] = ranked[1:] < ranked[:-1]  # equal scores go together
+    place = int(f1s.masked_fill(~last, -1.0).argmax())
+    return float((ranked[place] + ranked[place + 1]) / 2) if place + 1 < len(ranked) else float("-inf")
