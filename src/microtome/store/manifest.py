@@ -73,7 +73,7 @@ def cost(done: Mapping[str, Any]) -> Cost:
 
 def refuse_other(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raise `StoreError` naming every part in which the identity there is not the one given here."""
-    if found := _differences(there, here):
+    if found := differences(there, here):
         raise StoreError(f"{folder} holds another study: {'; '.join(found)}; {UNTOUCHED}. To go on, {_ANEW}")
 
 
@@ -106,7 +106,7 @@ def _damaged(file: Path, error: Exception) -> StoreError:
     )
 
 
-def _differences(there: Any, here: Any, at: str = "") -> list[str]:
+def differences(there: Any, here: Any, at: str = "") -> list[str]:
     """Where two plain values part, as `config.seed is 0 there and 1 here`."""
     if not (isinstance(there, dict) and isinstance(here, dict)):
         # As text, because NaN equals nothing and 1 equals True.
@@ -120,7 +120,7 @@ def _differences(there: Any, here: Any, at: str = "") -> list[str]:
         elif key not in there:
             found.append(f"{name} is absent there and {_short(here[key])} here")
         else:
-            found += _differences(there[key], here[key], name)
+            found += differences(there[key], here[key], name)
     return found
 
 
