@@ -78,8 +78,8 @@ class Basis(ABC):
         return SparseCodes.of(self.encode(values))
 
     def reconstruct(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows d_write"]:
-        """What is written for what is read; a basis may write more than its units make, such as a linear skip."""
-        return self.decode(self.encode(values))
+        """What is written for what is read."""
+        return self.rebuilt(values, self.encode(values))
 
     def directions(self) -> Float[Tensor, "unit d_write"]:
         """All of them."""

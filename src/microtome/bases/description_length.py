@@ -27,7 +27,7 @@ from torch import Tensor
 
 from microtome.bases.basis import Basis
 from microtome.core.errors import InputError
-from microtome.evaluation.reconstruction import CHUNK, check_rows
+from microtome.bases.reconstruction import CHUNK, check_rows
 
 SLACK: Final = 0.01
 BITS_A_NUMBER: Final = 16

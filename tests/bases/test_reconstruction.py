@@ -11,7 +11,7 @@ from microtome.core.errors import InputError, NotFiniteError
 from microtome.core.site import Site
 from microtome.dictionaries.activations import ReLU
 from microtome.dictionaries.dictionary import Dictionary
-from microtome.evaluation.reconstruction import reconstruction
+from microtome.bases.reconstruction import reconstruction
 
 SITE = "path:activation"
 

@@ -13,7 +13,7 @@ from microtome.dictionaries.activations import ReLU, TopK
 from microtome.dictionaries.coders.coded_dictionary import CodedDictionary
 from microtome.dictionaries.coders.pursuit import OrthogonalMatchingPursuit
 from microtome.dictionaries.dictionary import Dictionary
-from microtome.evaluation.description_length import description_length
+from microtome.bases.description_length import description_length
 from microtome.testbeds.toys.planted_dictionary import PlantedDictionary, Setting
 
 SITE = Site.parse("path:activation")
