@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from microtome.bases.description_length import description_length
 from microtome.bases.linear import LinearBasis
 from microtome.core.errors import InputError
 from microtome.core.site import Site
@@ -13,7 +14,6 @@ from microtome.dictionaries.activations import ReLU, TopK
 from microtome.dictionaries.coders.coded_dictionary import CodedDictionary
 from microtome.dictionaries.coders.pursuit import OrthogonalMatchingPursuit
 from microtome.dictionaries.dictionary import Dictionary
-from microtome.bases.description_length import description_length
 from microtome.testbeds.toys.planted_dictionary import PlantedDictionary, Setting
 
 SITE = Site.parse("path:activation")

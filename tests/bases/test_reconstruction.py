@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microtome.bases.linear import LinearBasis
+from microtome.bases.reconstruction import reconstruction
 from microtome.core.errors import InputError, NotFiniteError
 from microtome.core.site import Site
 from microtome.dictionaries.activations import ReLU
 from microtome.dictionaries.dictionary import Dictionary
-from microtome.bases.reconstruction import reconstruction
 
 SITE = "path:activation"
 

@@ -26,8 +26,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microtome.bases.basis import Basis
-from microtome.core.errors import InputError
 from microtome.bases.reconstruction import CHUNK, check_rows
+from microtome.core.errors import InputError
 
 SLACK: Final = 0.01
 BITS_A_NUMBER: Final = 16
