@@ -191,13 +191,7 @@ class UnitStore:
         columns = tokens[:, None] + np.arange(-before, after + 1)
         inside = (columns >= low[:, None]) & (columns < high[:, None])
         ids = np.where(inside, corpus[np.where(inside, columns, 0)].astype(np.int64), OUTSIDE)
-        value = np.zeros(columns.shape, np.float32)
-        for example, (first, stop) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
-            begins = self.by_token["starts"][first : stop + 1]
-            at = begins[0]
-            found = np.flatnonzero(self.by_token["unit"][at : begins[-1]] == unit) + at
-            column = np.searchsorted(begins, found, "right") - 1 + first - (tokens[example] - before)
-            value[example, column] = self.by_token["value"][found]
+        value = self._around(unit, low, high, low - tokens + before, columns.shape[1])
         return Contexts(ids, value, document, tokens - starts[document], before)
 
     def at_tokens(self, first: int, stop: int) -> Entries:
@@ -223,6 +217,24 @@ class UnitStore:
         token = arrays["token"][where]
         gradient = from_bfloat16(arrays["gradient"][where]) if "gradient" in arrays else None
         return Entries(token, np.full(len(token), unit), arrays["value"][where].astype(np.float32), gradient)
+
+    def _around(
+        self, unit: int, low: Numbers, high: Numbers, column: Numbers, width: int
+    ) -> NDArray[np.float32]:
+        """A unit's values at tokens `[low, high)` of each example, the first of them in `column`."""
+        begins, units = self.by_token["starts"], self.by_token["unit"]
+        value = np.zeros((len(low), width), np.float32)
+        starts, stops = begins[low].tolist(), begins[high].tolist()
+        found = [
+            (units[start:stop] == unit).nonzero()[0] + start
+            for start, stop in zip(starts, stops, strict=True)
+        ]
+        if found:
+            example = np.repeat(np.arange(len(low)), list(map(len, found)))
+            entry = np.concatenate(found)
+            token = np.searchsorted(begins, entry, "right") - 1
+            value[example, token - low[example] + column[example]] = self.by_token["value"][entry]
+        return value
 
     def _span(self, unit: int) -> tuple[int, int]:
         if not 0 <= unit < self.n_units:
