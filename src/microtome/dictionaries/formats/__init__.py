@@ -1,0 +1,1 @@
+"""Dictionaries as other libraries keep them on disk: read and written, one file for each format."""
