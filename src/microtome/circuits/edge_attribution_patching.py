@@ -18,7 +18,6 @@ is zero though cutting them matters.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 import torch

@@ -72,20 +72,21 @@ class Result(result.Result):
 
     measures: ClassVar[str] = "estimated effect"
     """What a score is. Where it is no effect, only its rank is compared with the exact ones."""
+    variable: ClassVar[str] = "effect"
 
     @cached_property
     def graph(self) -> EdgeGraph:
         """The edges, to look at."""
-        return graph_of(self.data["effect"])
+        return graph_of(self.data[self.variable])
 
     def circuit(self, n: int) -> Circuit:
         """At least `n` edges of largest absolute effect on paths to the logits (`EdgeGraph.strongest`)."""
-        effect = torch.from_numpy(np.nan_to_num(self.data["effect"].values))
+        effect = torch.from_numpy(np.nan_to_num(self.data[self.variable].values))
         return self.graph.circuit(self.graph.strongest(effect, n), effect)
 
     def scores(self) -> dict[tuple[str, str, str], float]:
         """The score of every edge (source, target, kind)."""
-        values = self.data["effect"].values
+        values = self.data[self.variable].values
         return dict(zip(self.graph.edges(), values[np.isfinite(values)].tolist(), strict=True))
 
     def answers(self) -> tuple[Answer, ...]:
@@ -139,15 +140,16 @@ def errors(
     exact: Float[NDArray[np.floating], " sample"],
     total: int,
     comparable: bool = True,
+    what: str = "edges",
 ) -> Table:
     """Scores against exact effects: correlations, and where both are the same quantity, differences."""
     error = np.abs(guess - exact) if comparable else np.full(exact.shape, np.nan)
     some = len(exact) > 0
     sizes = [rankdata(np.abs(values)) for values in (guess, exact)]
     return Table(
-        "error against cutting edges for real",
+        f"error against cutting {what} for real",
         (
-            "edges",
+            what,
             "correlation",
             "rank correlation of sizes",
             "mean error",
@@ -164,7 +166,7 @@ def errors(
                 float(np.abs(exact).max()) if some else float("nan"),
             ),
         ),
-        caption="a random sample of edges, each cut alone and exactly",
+        caption=f"a random sample of {what}, each cut alone and exactly",
     )
 
 
@@ -200,7 +202,9 @@ class Sample:
 
     def arrays(self, graph: EdgeGraph, scores: Matrix) -> xr.Dataset:
         """`sample_estimated`, `sample_exact [sample]`, with the edges' names."""
-        exact = torch.cat(self._effects, dim=1).double().mean(dim=1).cpu().numpy() if self.places else []
+        exact = np.zeros(0)
+        if self.places:
+            exact = torch.cat(self._effects, dim=1).double().mean(dim=1).cpu().numpy()
         names = [
             f"{graph.sources[column]} -> {' '.join(graph.receivers[row])}" for row, column in self.places
         ]
@@ -210,7 +214,7 @@ class Sample:
                     "sample",
                     np.array([scores[place] for place in self.places], dtype=float),
                 ),
-                "sample_exact": ("sample", np.asarray(exact, dtype=float)),
+                "sample_exact": ("sample", exact),
             },
             {"sample_edge": ("sample", np.array(names, dtype=str))},
         )

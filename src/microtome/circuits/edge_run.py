@@ -134,7 +134,7 @@ class EdgeRun:
         cutting: CutPass | None = None,
         rules: GradientRules | None = None,
     ) -> tuple[Run, Iterator[tuple[Reader, Tensor]]]:
-        """One pass and back: the run, and for each reader the gradient by the stream that each of its receivers reads."""
+        """One pass and back: the run, and for each reader the gradient by what each of its receivers reads."""
         ends = self.ends
         edits = edits if rules is None else [*edits, *rules.edits(self.model)]
         read = [*(ends.origins if origins else []), *ends.streams, *(site.grad for site in ends.arrivals)]
