@@ -31,6 +31,7 @@ class Basis(ABC):
     name: one word, from which units take their names. reads, writes: whole sites, with the numbers each holds a row.
     n_units: how many parts. n_parameters: how many numbers describe the basis itself.
     skip `[d_write, d_read]`: what is written linearly of what is read, past the units; None for most.
+    notes: what a reader should know of how it was made.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Basis(ABC):
     n_units: int
     n_parameters: int
     skip: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def encode(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows unit"]:
