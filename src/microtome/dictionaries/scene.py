@@ -1,0 +1,77 @@
+"""What does a dictionary in training see at one step? A batch, its parameters, and how far the training is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from microtome.dictionaries.drive import DenseDrive, Drive, SparseDrive
+from microtome.dictionaries.recipe import Recipe
+from microtome.dictionaries.selection import Selection
+
+Target = Callable[[Float[Tensor, "*prefix row d"], Float[Tensor, "row d"]], Float[Tensor, "*prefix"]]
+
+
+def squared_error(
+    rebuilt: Float[Tensor, "*prefix row d"], wanted: Float[Tensor, "row d"]
+) -> Float[Tensor, "*prefix"]:
+    """Summed over dimensions, averaged over rows: the loss where no other is given."""
+    return (rebuilt - wanted).square().sum(-1).mean(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """x `[row, d_read]`, wanted `[row, d_write]`: prepared. share: of the training that is done, 0 … 1.
+
+    parameters: encoder `[unit, d_read]`, bias `[unit]`, decoder `[unit, d_write]`, decoder_bias `[d_write]`, with a
+    skip `[d_write, d_read]` where there is one, and the variant's own. held: what the variant holds.
+    """
+
+    recipe: Recipe
+    x: Float[Tensor, "row d_read"]
+    wanted: Float[Tensor, "row d_write"]
+    parameters: dict[str, Tensor]
+    held: dict[str, float]
+    share: float
+    tied: bool
+    target: Target = squared_error
+
+    @property
+    def centre(self) -> Float[Tensor, " d_read"]:
+        """What is subtracted before encoding: what is added after decoding, if they are tied."""
+        return self.parameters["decoder_bias"] if self.tied else torch.zeros_like(self.x[0])
+
+    @property
+    def product(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, directions and biases whose product the pre-activations are; without gradients."""
+        parameters = self.parameters
+        x = self.x - self.centre.detach() if self.tied else self.x
+        return x, parameters["encoder"].detach(), parameters["bias"].detach()
+
+    def sparse(self, chosen: Selection) -> SparseDrive:
+        """Pre-activations at entries, with gradients."""
+        encoder, bias = self.parameters["encoder"], self.parameters["bias"]
+        return SparseDrive(chosen.entries, chosen.pre, self.x, self.centre, encoder, bias)
+
+    def dense(self) -> DenseDrive:
+        """All pre-activations, with gradients."""
+        return DenseDrive(self.x, self.centre, self.parameters["encoder"], self.parameters["bias"])
+
+    def rebuilt(
+        self, drive: Drive, codes: Tensor, frozen: bool = False
+    ) -> Float[Tensor, "*prefix row d_write"]:
+        """What codes write; frozen: without gradients for what writes."""
+        decoder, bias = self.parameters["decoder"], self.parameters["decoder_bias"]
+        if frozen:
+            decoder, bias = decoder.detach(), bias.detach()
+        written = drive.written(codes, decoder, self.recipe.prefixes) + bias
+        if "skip" in self.parameters:
+            skip = self.parameters["skip"]
+            written = written + self.x @ (skip.detach() if frozen else skip).mT
+        return written
+
+    def error(self, drive: Drive, codes: Tensor, frozen: bool = False) -> Float[Tensor, ""]:
+        """How far what codes write is from what is wanted, averaged over prefixes."""
+        return self.target(self.rebuilt(drive, codes, frozen), self.wanted).mean()
