@@ -153,6 +153,18 @@ def said_by_itself(model: Model, hypothesis: Hypothesis) -> Int[Tensor, "row pla
     return hypothesis.said(model.run(hypothesis.tokens, [site])[site])
 
 
+def agreement(
+    model: Model, hypothesis: Hypothesis, some: Sequence[Exchanges], recorder: Recorder
+) -> tuple[Bool[Tensor, "exchange pair"], Tensor]:
+    """Whether each row is answered as due after each exchange, and what is said `[exchange, pair, place]`."""
+    values = check_fit(model, hypothesis)
+    recorder.add(passes=1)
+    said = hypothesis.said(exchanged(model, hypothesis, values, some, recorder))
+    columns = places(hypothesis)
+    hits = [right(row, one.due, columns) for row, one in zip(said, some, strict=True)]
+    return torch.stack(hits), said
+
+
 def elsewhere(model: Model, hypothesis: Hypothesis, source: torch.Generator) -> Hypothesis | None:
     """The same hypothesis with its variables at random places of the same kind, or `None` where there are none.
 

@@ -20,17 +20,15 @@ from typing import Final
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool
 from pydantic import Field
 from torch import Tensor
 
 from microtome.causal.interchange import (
     Exchanges,
+    agreement,
     bases,
-    check_fit,
     draw,
     elsewhere,
-    exchanged,
     places,
     right,
     said_by_itself,
@@ -38,7 +36,7 @@ from microtome.causal.interchange import (
 from microtome.core import config as base
 from microtome.core import result
 from microtome.core.card import Card
-from microtome.core.cost import Recorder, measure
+from microtome.core.cost import measure
 from microtome.core.errors import InputError
 from microtome.core.provenance import Provenance, model_hash
 from microtome.core.shapes import Shape, Table
@@ -190,18 +188,6 @@ def exchanges(
             else "the causal model has no variable but the answer; there is nothing to exchange"
         )
     return found, tuple(notes)
-
-
-def agreement(
-    model: Model, hypothesis: Hypothesis, some: list[Exchanges], recorder: Recorder
-) -> tuple[Bool[Tensor, "exchange pair"], Tensor]:
-    """Whether each row is answered as due after each exchange, and what is said `[exchange, pair, place]`."""
-    values = check_fit(model, hypothesis)
-    recorder.add(passes=1)
-    said = hypothesis.said(exchanged(model, hypothesis, values, some, recorder))
-    columns = places(hypothesis)
-    hits = [right(row, one.due, columns) for row, one in zip(said, some, strict=True)]
-    return torch.stack(hits), said
 
 
 def _sets(names: tuple[str, ...], largest: int) -> Iterator[tuple[tuple[str, ...], bool]]:
