@@ -202,12 +202,12 @@ class EdgeGraph:
         """For each source, the receivers through which it is fed."""
         rows: dict[str, list[int]] = {}
         for row, (name, _) in enumerate(self.receivers):
-            for one in _members(name):
+            for one in members(name):
                 rows.setdefault(one, []).append(row)
         return [rows.get(source, []) for source in self.sources]
 
 
-def _members(name: str) -> Sequence[str]:
+def members(name: str) -> Sequence[str]:
     """The heads that a receiver stands for; itself where it is no group of heads."""
     if not name.startswith("z."):
         return (name,)

@@ -55,11 +55,15 @@ class Distance:
 
 @dataclass(frozen=True, eq=False)
 class Aim:
-    """A batch whose metric is to be small, with what its cut edges carry. weight: of its rows' mean among all aims."""
+    """A batch whose metric is to be small, with what its cut edges carry.
+
+    weight: of its rows' mean among all aims. name: of what it belongs to, where there are several things to aim at.
+    """
 
     batch: EdgeRun
     ablation: Ablation
     weight: float = 1.0
+    name: str = ""
 
 
 def faithful(pairs: EdgePairs, recorder: Recorder) -> list[Aim]:
