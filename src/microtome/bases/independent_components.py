@@ -25,7 +25,9 @@ from microtome.core.errors import InputError
 from microtome.core.site import Site, as_site
 from microtome.models.model import Model
 
-__all__ = ["Config", "Result", "card", "fit", "run"]
+__all__ = ["Config", "Result", "card", "fit", "grading", "run"]
+
+grading = ({"control": False},)  # the grader has controls of its own
 
 card = Card(
     name="independent_components",
@@ -58,7 +60,7 @@ class Config(fitted.Config):
         lt=1,
         description="Directions with less than this share of the largest variance are left out.",
     )
-    steps: int = Field(400, ge=1, description="Fixed-point steps at most.")
+    steps: int = Field(200, ge=1, description="Fixed-point steps at most.")
     tolerance: float = Field(1e-4, gt=0, description="Done when no direction turns by more: 1 − |cosine|.")
 
 

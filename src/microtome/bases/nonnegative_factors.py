@@ -28,7 +28,9 @@ from microtome.core.errors import InputError
 from microtome.core.site import Site, as_site
 from microtome.models.model import Model
 
-__all__ = ["Config", "NonnegativeFactors", "Result", "card", "fit", "run"]
+__all__ = ["Config", "NonnegativeFactors", "Result", "card", "fit", "grading", "run"]
+
+grading = ({"control": False},)  # the grader has controls of its own
 
 card = Card(
     name="nonnegative_factors",

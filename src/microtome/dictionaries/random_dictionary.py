@@ -22,7 +22,9 @@ from microtome.dictionaries.coders.coded_dictionary import CodedDictionary
 from microtome.dictionaries.coders.pursuit import OrthogonalMatchingPursuit
 from microtome.models.model import Model
 
-__all__ = ["Config", "Result", "card", "fit", "run"]
+__all__ = ["Config", "Result", "card", "fit", "grading", "run"]
+
+grading = ({"control": False},)  # the grader has controls of its own
 
 card = Card(
     name="random_dictionary",
