@@ -120,6 +120,11 @@ class Harvest:
         for number in range(first, self.n_passes):
             yield self.one(number)
 
+    def values(self, first: int = 0) -> Iterator[Float[Tensor, "token d"]]:
+        """Values of each pass, the sites side by side in their order."""
+        for one in self.passes(first):
+            yield torch.cat([one.values[site] for site in self.sites], 1)
+
     def one(self, number: int) -> Pass:
         """A single pass. Raises as `Model.run` does."""
         start = number * self.together

@@ -217,8 +217,8 @@ class ActivationStream:
             before = harvest.tokens_before()
             first = int(np.searchsorted(before, row, "right")) - 1
             skip = row - int(before[first])
-            for one in harvest.passes(first):
-                yield torch.cat([one.values[site] for site in self.sites], 1)[skip:]
+            for values in harvest.values(first):
+                yield values[skip:]
                 skip = 0
             epoch, row = epoch + 1, 0
 

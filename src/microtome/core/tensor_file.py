@@ -51,13 +51,13 @@ def filled(
     sizes = [np.dtype(_DTYPES[dtype]).itemsize * prod(shape) for dtype, shape in spec.values()]
     total = len(head) + sum(sizes)
     partial = _partial(path)
-    with _told(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w+b") as file:
-            file.write(head)
-            file.flush()
-            _reserve(file, total)
     try:
+        with _told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("w+b") as file:
+                file.write(head)
+                file.flush()
+                _reserve(file, total)
         whole = np.memmap(partial, np.uint8, "r+", shape=(total,))
         yield _views(np.asarray(whole), spec, len(head))
         with _told(path):

@@ -100,6 +100,19 @@ class Corpus:
             )
         return found
 
+    def save(self, folder: str | Path) -> None:
+        """Write a corpus in memory to a folder; one that is there already stays.
+
+        Raises `StoreError` where the folder holds another corpus.
+        """
+        if (Path(folder) / TOKENS).exists():
+            if (there := Corpus.load(folder).hash) != self.hash:
+                raise StoreError(
+                    f"{folder} holds another corpus (hash {there[:12]}…, not {self.hash[:12]}…); give another folder"
+                )
+            return
+        Corpus.write(map(self.document, range(len(self))), self.vocabulary, folder)
+
     def __len__(self) -> int:
         return len(self.starts) - 1
 

@@ -225,13 +225,10 @@ class UnitWriter:
         """Remove what a kill left, and shards that are sorted."""
         kept = 0 if self.sealed else len(self._manifest.shards)
         named = {shard_name(number) for number in range(kept)}
-        for path in (
-            *self.folder.glob("shard-*"),
-            *self.folder.glob("run-*"),
-            *self.folder.glob("*.partial"),
-        ):
-            if path.name not in named:
-                path.unlink()
+        for pattern in ("shard-*", "run-*", "*.partial"):
+            for path in self.folder.glob(pattern):
+                if path.name not in named:
+                    path.unlink()
 
 
 def file_hash(path: Path) -> str:
