@@ -231,7 +231,7 @@ def test_all_units_dead_is_an_error() -> None:
                     activation="relu",
                     l0=None,
                     coefficient=1e4,
-                    dead_after=500,
+                    dead_after=128,
                     centring="no",
                     rate=0.3,
                     warm_up=0.0,
