@@ -25,7 +25,7 @@ from microtome.dictionaries.dictionary import Dictionary
 from microtome.dictionaries.layout import Layout
 from microtome.dictionaries.preparation import Preparation
 from microtome.dictionaries.recipe import Recipe
-from microtome.dictionaries.scene import Scene, Target, squared_error
+from microtome.dictionaries.scene import OwnUnits, Scene, Target, squared_error
 from microtome.dictionaries.variants import Outcome, Variant, variant_of
 
 
@@ -121,12 +121,13 @@ class Learner:
         self,
         values: Float[Tensor, "row d_read"],
         wanted: Float[Tensor, "row d_write"],
-        target: Target = squared_error,
+        target: Target | OwnUnits = squared_error,
     ) -> Scene:
         """A batch as this learner sees it now."""
         x = self.footing[0].apply(values)
         y = x if wanted is values and self.footing[0] is self.footing[1] else self.footing[1].apply(wanted)
         share = self.step / self.recipe.steps
+        target = target.on(self.footing[1]) if isinstance(target, OwnUnits) else target
         return Scene(self.recipe, x, y, self.parameters, self.held, share, self.tied, target)
 
     @property
@@ -147,7 +148,7 @@ class Learner:
         self,
         values: Float[Tensor, "row d_read"],
         wanted: Float[Tensor, "row d_write"],
-        target: Target = squared_error,
+        target: Target | OwnUnits = squared_error,
     ) -> Taken:
         """One step. Raises `NotFiniteError`, with no weight changed, where the loss is none; `InputError` where no unit
         has been on for as long as makes one dead."""

@@ -41,6 +41,10 @@ class Preparation:
         """The way back, for differences of values."""
         return vectors / self.scale if self.inverse is None else vectors @ self.inverse
 
+    def undo(self, prepared: Float[Tensor, "*row d"]) -> Float[Tensor, "*row d"]:
+        """Values again."""
+        return self.back(prepared) + self.centre
+
     def tensors(self) -> dict[str, Tensor]:
         """What has to be kept to make it again."""
         held = {"centre": self.centre, "scale": self.scale, "matrix": self.matrix, "inverse": self.inverse}

@@ -1,5 +1,6 @@
 """What does a dictionary in training see at one step? A batch, its parameters, and how far the training is."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microtome.dictionaries.drive import DenseDrive, Drive, SparseDrive
+from microtome.dictionaries.preparation import Preparation
 from microtome.dictionaries.recipe import Recipe
 from microtome.dictionaries.selection import Selection
 
@@ -19,6 +21,25 @@ def squared_error(
 ) -> Float[Tensor, "*prefix"]:
     """Summed over dimensions, averaged over rows: the loss where no other is given."""
     return (rebuilt - wanted).square().sum(-1).mean(-1)
+
+
+class OwnUnits(ABC):
+    """A loss of values as the model has them, where a plain `Target` sees them as they are prepared."""
+
+    @abstractmethod
+    def loss(self, rebuilt: Float[Tensor, "row d"], wanted: Float[Tensor, "row d"]) -> Float[Tensor, ""]:
+        """Of all rows of a batch, in order."""
+
+    def on(self, footing: Preparation) -> Target:
+        """The same loss of values prepared so; of each prefix in turn, where there are several."""
+
+        def of_prepared(rebuilt: Tensor, wanted: Tensor) -> Tensor:
+            own = footing.undo(wanted)
+            if rebuilt.ndim == 2:
+                return self.loss(footing.undo(rebuilt), own)
+            return torch.stack([self.loss(footing.undo(prefix), own) for prefix in rebuilt])
+
+        return of_prepared
 
 
 @dataclass(frozen=True, eq=False)

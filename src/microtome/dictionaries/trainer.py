@@ -32,7 +32,7 @@ from microtome.dictionaries.layout import Layout, columns
 from microtome.dictionaries.learner import Learner, Taken
 from microtome.dictionaries.preparation import Preparation, prepare
 from microtome.dictionaries.recipe import Recipe
-from microtome.dictionaries.scene import Target, squared_error
+from microtome.dictionaries.scene import OwnUnits, Target, squared_error
 
 Report = Callable[[int, Sequence[Taken | None]], None]
 _FIRST: Final = 4  # batches that say the footing
@@ -77,7 +77,7 @@ def train(
     folder: str | Path | None = None,
     keep_every: int = 500,
     provenance: Provenance | None = None,
-    target: Target = squared_error,
+    target: Target | OwnUnits = squared_error,
     device: torch.device | str | None = None,
     report: Report | None = None,
 ) -> list[Trained]:
@@ -86,7 +86,8 @@ def train(
     stream: batches by number, whose sites lie side by side. layout: which of them are read, which written; by default
     all are both. held_out: rows like the stream's, to measure on. folder: where the training is kept, and taken up
     where it was left; keep_every: so many steps. target: the loss, given what was rebuilt and what was wanted, both
-    as prepared. report: called after each step with its number and what each learner took (None if it is done).
+    as prepared, or as they were (`OwnUnits`, such as a loss of the model's outputs). report: called after each step
+    with its number and what each learner took (None if it is done).
 
     Raises `InputError` for a stream with fewer batches than steps, sites it does not bring, and where all units are
     dead; `NotFiniteError` for NaN or infinity in values or losses; `StoreError` for a folder that holds another
@@ -196,7 +197,7 @@ def _learned(
     log: list[Measured],
     batch: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
-    target: Target,
+    target: Target | OwnUnits,
     every: int,
     kept: Checkpoint | None,
 ) -> Taken | None:
