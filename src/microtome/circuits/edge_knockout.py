@@ -88,6 +88,18 @@ class EdgeKnockout:
         """What is left of the behaviour with only these edges kept, for several circuits."""
         return self.share(self.scores(kept))
 
+    def interval(
+        self, scores: Float[Tensor, " row"], seed: int = 0, draws: int = 1000
+    ) -> tuple[float, float]:
+        """A 95 % bootstrap interval over pairs of the share of one circuit's scores."""
+        drawn = torch.randint(
+            len(scores), (draws, len(scores)), generator=torch.Generator().manual_seed(seed)
+        )
+        above = (scores - self.empty).double()[drawn].mean(dim=1)
+        gaps = (self.whole - self.empty).double()[drawn].mean(dim=1)
+        low, high = torch.quantile(above / gaps, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        return low, high
+
     def _cut(self, kept: Kept) -> Float[Tensor, "receiver source"]:
         cut = ~kept if self.pairs.direction == "noise" else kept
         return (cut & self.graph.allowed).float()
