@@ -99,7 +99,7 @@ def full(folder: Path) -> dict[str, int]:
         harvest(folder)
 
     found = {}
-    for limit in (500, 9_000, 14_000):
+    for limit in (500, 20_000, 30_000, 46_000):
         found[str(limit)] = in_child(limited)
     harvest(folder)
     return found

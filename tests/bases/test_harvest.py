@@ -210,8 +210,8 @@ def test_bases_of_one_folder_share_its_corpus_and_refuse_others(tmp_path: Path) 
     for bases in ([], [one, one]):
         with pytest.raises(InputError, match="a name of its own"):
             harvest_units(model, rows, bases, tmp_path)
+    backwards = replace(rows, order=np.arange(len(rows))[::-1].copy())
     with pytest.raises(InputError, match="harvest rows in order"):
-        backwards = replace(rows, order=np.arange(len(rows))[::-1].copy())
         harvest_units(model, backwards, [one], tmp_path / "backwards", together=2)
 
 
