@@ -1,0 +1,67 @@
+"""The identity loses nothing, nothing recovers nothing, and losses are those of running by hand."""
+
+import pytest
+import torch
+
+from microtome.bases.linear import LinearBasis
+from microtome.core.edits import Zero
+from microtome.core.errors import InputError
+from microtome.core.site import Site
+from microtome.evaluation.spliced_loss import spliced_loss
+from microtome.models.load import load
+from microtome.models.model import Model
+from models import families
+
+IDS = torch.randint(0, 50, (6, 9), generator=torch.Generator().manual_seed(0))
+
+
+def model(name: str) -> Model:
+    return load(families.make(name))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "gemma2"])
+def test_the_identity_recovers_everything(name: str) -> None:
+    there = model(name)
+    d = there.sizes["d_model"]
+    found = spliced_loss(there, IDS, LinearBasis("resid_post.0", torch.eye(d)), rows=4)
+    assert found.recovered == pytest.approx(1.0, abs=1e-4)
+    assert found.divergence == pytest.approx(0.0, abs=1e-6)
+    assert found.divergence_recovered == pytest.approx(1.0, abs=1e-4)
+    assert (found.tokens, found.predicted) == (54, 48)
+    plain = there.run(IDS, logits=True).logits
+    assert plain is not None
+    loss = torch.nn.functional.cross_entropy(plain[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+    assert found.plain == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_a_basis_that_says_nothing_is_the_ablation() -> None:
+    there = model("gpt2")
+    d = there.sizes["d_model"]
+    nothing = LinearBasis("mlp_out.0", torch.eye(d)[:1], readers=torch.zeros(1, d))
+    found = spliced_loss(there, IDS, nothing)
+    assert found.recovered == pytest.approx(0.0, abs=1e-5)
+    assert found.spliced == pytest.approx(found.ablated, abs=1e-6)
+    ablated = there.run(IDS, edit=[Zero(Site.parse("mlp_out.0"))], logits=True).logits
+    assert ablated is not None
+    loss = torch.nn.functional.cross_entropy(ablated[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+    assert found.ablated == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_more_components_recover_more() -> None:
+    there = model("gpt2")
+    values = there.run(IDS, read=["resid_post.0"])[Site.parse("resid_post.0")].flatten(0, 1)
+    vectors = torch.linalg.svd(values - values.mean(0), full_matrices=False).Vh
+    found = [
+        spliced_loss(
+            there, IDS, LinearBasis("resid_post.0", vectors[:k], readers=vectors[:k], centre=values.mean(0))
+        ).divergence
+        for k in (1, 8, len(vectors))
+    ]
+    assert found[0] > found[1] > found[2]
+
+
+def test_single_tokens_have_nothing_to_predict() -> None:
+    there = model("gpt2")
+    basis = LinearBasis("resid_post.0", torch.eye(there.sizes["d_model"]))
+    with pytest.raises(InputError, match="no token has a next one"):
+        spliced_loss(there, IDS[:, :1], basis)
