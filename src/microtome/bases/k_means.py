@@ -156,16 +156,14 @@ def clusters(rows: Rows, count: int, config: Config, seed: int) -> Float[Tensor,
     for start in range(config.starts):
         draw = torch.Generator().manual_seed(seed * 1_000_003 + start)
         some = sample(rows, max(10 * count, 4096), seed * 1_000_003 + start)
-        error, centroids = _lloyd(rows, _far_apart(some, count, draw), config)
+        error, centroids = _lloyd(rows, far_apart(some, count, draw), config)
         if best is None or error < best[0]:
             best = (error, centroids)
     assert best is not None
     return best[1]
 
 
-def _far_apart(
-    rows: Float[Tensor, "row d"], count: int, draw: torch.Generator
-) -> Float[Tensor, "centroid d"]:
+def far_apart(rows: Float[Tensor, "row d"], count: int, draw: torch.Generator) -> Float[Tensor, "centroid d"]:
     """Rows drawn one after the other, with a chance that grows with the square of the distance to those drawn."""
     chosen = [int(torch.randint(len(rows), (1,), generator=draw))]
     distance = (rows - rows[chosen[0]]).square().sum(-1)

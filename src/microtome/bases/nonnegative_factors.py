@@ -2,7 +2,7 @@
 
     value ≈ Σ code · direction, codes ≥ 0, and directions ≥ 0 too where no value is negative
 
-1. Start from rows drawn at random.
+1. Start from rows that point far apart, as those made of one part alone do.
 2. Codes of all rows: non-negative least squares, by accelerated projected gradient steps.
 3. Directions: each in turn the best one, of what the codes' sums say; of signed values all together, by least squares.
 4. Go on until the error falls no further.
@@ -22,6 +22,7 @@ from torch import Tensor
 from microtome.bases import fitted
 from microtome.bases.basis import Basis
 from microtome.bases.fitted import Result
+from microtome.bases.k_means import far_apart
 from microtome.bases.rows import Rows, chunks, sample
 from microtome.core.card import Card
 from microtome.core.errors import InputError
@@ -109,12 +110,11 @@ def fit(values: Rows, site: Site | str, config: Config | None = None) -> Nonnega
     config = config or Config()
     signed = any(bool((chunk < 0).any()) for chunk in chunks(values))
     units = config.units or 2 * next(chunks(values)).shape[1]
-    first = sample(values, units, config.seed).float()
-    if len(first) < units or not bool(first.any()):
-        raise InputError(
-            f"{units} units need as many rows, not all of them zero; {len(first)} rows were drawn"
-        )
-    directions = _unit(first)
+    drawn = sample(values, 10 * units, config.seed).float()
+    pointing = _unit(drawn[drawn.any(-1)])
+    if len(drawn) < units or not len(pointing):
+        raise InputError(f"{units} units need as many rows, not all of them zero; got {len(drawn)} rows")
+    directions = far_apart(pointing, units, torch.Generator().manual_seed(config.seed))
     before = float("inf")
     for _ in range(config.rounds):
         error, total = 0.0, 0.0
