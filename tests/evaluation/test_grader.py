@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
+from microtome.core import plugins
 from microtome.core.errors import InputError, PluginError
-from microtome.evaluation.grader import Run, checkable, grade, plan, quick
-from microtome.evaluation.grades import Grades, Trouble
+from microtome.evaluation.cases import case as case_of
+from microtome.evaluation.grader import Run, checkable, grade, plan, questions, quick
+from microtome.evaluation.grades import Grade, Grades, Trouble
 from microtome.testbeds.case import Truth
 
 
@@ -89,3 +91,19 @@ def test_a_method_runs_only_where_the_key_knows_of_its_claims() -> None:
     assert not checkable(sums, knows)
     assert checkable(scorecard, Truth(roles={"induction": ("z.0.h0",)}))
     assert not checkable(scorecard, Truth(roles={"name_mover": ("z.0.h0",)}))
+
+
+def test_the_circuit_whose_worth_is_asked_for_is_named() -> None:
+    found = case_of("interchange/first_is_last", 0)
+    method = plugins.method("circuit_scores")
+    (asked,) = questions(method, found, {})
+    assert found.truth.circuit is not None
+    assert set(asked["circuit"]) == {
+        node for node in found.truth.circuit.nodes if node.startswith(("z.", "mlp_out."))
+    }
+    assert questions(method, found, {"circuit": ("z.0.h0",)}) == [{}]
+    assert questions(plugins.method("ablation"), found, {}) == [{}]
+    marks = [one for one in grade([Run(found.name, 0, ("circuit_scores",))]) if isinstance(one, Grade)]
+    assert {one.score for one in marks} == {"quantities, closeness", "quantities, within 1 %"}
+    closeness = next(one for one in marks if one.score == "quantities, closeness")
+    assert closeness.control is None or closeness.value > closeness.control + 0.3

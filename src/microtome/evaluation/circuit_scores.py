@@ -27,6 +27,7 @@ from pydantic import Field
 from microtome.circuits.knockout import LEAST_GAP, Kind, Knockout
 from microtome.core import config as base
 from microtome.core import result
+from microtome.core.answers import Answer, Quantities
 from microtome.core.card import Card
 from microtome.core.cost import Cost, measure
 from microtome.core.edits import Edit, Set
@@ -56,6 +57,7 @@ card = Card(
     misleads="Where random circuits of the same size score as high, the size and not the choice carries the score.",
     needs="pairs",
     causal="intervention",
+    claims=("quantity:circuit",),
 )
 
 
@@ -84,6 +86,11 @@ class Result(result.Result):
         """Its 95 % bootstrap interval over prompts."""
         at = self.data.sel(kind=kind, score=name)
         return float(at["low"]), float(at["high"])
+
+    def answers(self) -> tuple[Answer, ...]:
+        """What the circuit keeps, leaves and restores: of a true one all, nothing, all."""
+        kind = self.data["kind"].values.tolist()[0]
+        return (Quantities({f"circuit.{name}": self.score(name, kind) for name in SCORES}),)
 
     def shapes(self) -> tuple[Shape, ...]:
         data = self.data

@@ -29,6 +29,7 @@ from microtome.evaluation.cases import case as case_of
 from microtome.evaluation.cases import library, testbed
 from microtome.evaluation.grades import Grade, Grades, Trouble
 from microtome.evaluation.marks import Mark, marks
+from microtome.models.components import components
 from microtome.models.model import Model
 from microtome.testbeds.case import Case, Truth
 
@@ -193,16 +194,24 @@ def _run(
     given = dict(settings)
     if "seed" in module.Config.model_fields:
         given = {"seed": case.seed, **given}
-    places: Sequence[Mapping[str, str]] = [{}]
-    if "site" in module.Config.model_fields and "site" not in given and "directions" in module.card.claims:
-        places = [{"site": site} for site in sites(case.truth)] or places
     cost, answers = Cost(), list[Answer]()
-    for place in places:
-        config = module.Config.read({**given, **place})
+    for asked in questions(module, case, given):
+        config = module.Config.read({**given, **asked})
         result: Result = module.run(model, case.data(module.card.needs), config)
         cost += result.cost
         answers += result.answers()
     return cost, marks(answers, case.truth, model, case.seed)
+
+
+def questions(module: ModuleType, case: Case, given: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What is asked for, and is not the answer: at which site directions are wanted, of which circuit the worth."""
+    asks = {name for name in ("site", "circuit") if name in module.Config.model_fields and name not in given}
+    if "site" in asks and "directions" in module.card.claims:
+        return [{"site": site} for site in sites(case.truth)] or [{}]
+    if "circuit" in asks and "quantity:circuit" in module.card.claims and case.truth.circuit is not None:
+        parts = set(map(str, components(case.model)))
+        return [{"circuit": tuple(node for node in case.truth.circuit.nodes if node in parts)}]
+    return [{}]
 
 
 def sites(truth: Truth) -> tuple[str, ...]:

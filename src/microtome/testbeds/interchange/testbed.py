@@ -4,6 +4,8 @@ Nobody laid the weights out; training alone made them so that interchanges of ea
 says, and that nothing outside the circuit matters. Pairs are any two rows whose last answers differ.
 """
 
+from typing import Final
+
 import torch
 
 from microtome.core.errors import InputError
@@ -22,7 +24,7 @@ card = TestbedCard(
     title="Interchange-trained networks",
     question="Does a method find the heads, MLPs and edges of a circuit that training, not a compiler, put there?",
     reference="Geiger et al. (2022), Inducing Causal Structure; Gupta et al. (2024), InterpBench",
-    kinds=("circuit", "roles", "variables", "labels"),
+    kinds=("circuit", "roles", "variables", "labels", "quantities"),
     misleads=(
         "The key speaks of interchanges between rows: a part outside the circuit may still matter as a constant, so "
         "zeroing it may hurt. What positions add never differs between rows and is not in the key. Which direction "
@@ -36,6 +38,10 @@ PAIRS = 64
 def cases() -> tuple[str, ...]:
     """Every task of the library."""
     return tuple(one.name for one in TASKS)
+
+
+# Alone the circuit does the task, without it nothing is left, and its values bring the answer: so it was trained.
+WHOLE: Final = {"circuit.faithfulness": 1.0, "circuit.leftover": 0.0, "circuit.sufficiency": 1.0}
 
 
 def build(case: str, seed: int = 0) -> Case:
@@ -58,6 +64,7 @@ def build(case: str, seed: int = 0) -> Case:
             roles={name: place.nodes for name, place in one.places.items()},
             variables=variables(one),
             labels=labels(one, tokens),
+            quantities=WHOLE,
         ),
         evidence=shares.evidence(),
         pairs=pairs(one, seed),
