@@ -1,0 +1,63 @@
+"""What would a dictionary score that has learned nothing, or values without structure? The nulls beside each score.
+
+    random directions   as many units, with frozen random directions, the same number on in a row, one scale fitted
+    shuffled values     the dictionary itself, on values whose dimensions are dealt out anew among rows
+    random weights      the dictionary itself, on the values of the model with its weights shuffled
+
+Misleads: a dictionary trained anew on shuffled values, or on a random model, scores better than one that was trained
+elsewhere; methods that train have that control (`sparse_autoencoder`).
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from microtome.bases.basis import Basis
+from microtome.dictionaries.activations import TopK
+from microtome.dictionaries.dictionary import Dictionary
+
+
+def shuffled(values: Float[Tensor, "row d"], seed: int) -> Float[Tensor, "row d"]:
+    """Each dimension keeps its numbers, and has them in other rows."""
+    source = torch.Generator().manual_seed(seed)
+    return values.gather(0, torch.rand(values.shape, generator=source).argsort(0).to(values.device))
+
+
+@torch.no_grad()
+def random_directions(
+    basis: Basis,
+    values: Float[Tensor, "row d_read"],
+    target: Float[Tensor, "row d_write"],
+    on: float,
+    seed: int,
+) -> Dictionary:
+    """A frozen dictionary as wide as the basis, with `on` units on in a row, rounded; one scale is fitted.
+
+    A basis that reads one thing and writes another gets random directions for both.
+    """
+    source = torch.Generator().manual_seed(seed)
+    width = basis.n_units
+    reading = functional.normalize(torch.randn(width, values.shape[1], generator=source), dim=-1)
+    writing = functional.normalize(torch.randn(width, target.shape[1], generator=source), dim=-1)
+    if basis.in_place:
+        writing = reading
+    made = Dictionary(
+        name="random",
+        reads=basis.reads,
+        writes=basis.writes,
+        read_widths=basis.read_widths,
+        write_widths=basis.write_widths,
+        activation=TopK(min(width, max(1, round(on)))),
+        encoder=reading,
+        encoder_bias=torch.zeros(width),
+        decoder=writing,
+        decoder_bias=torch.zeros(target.shape[1]),
+        centre=values.mean(0),
+    )
+    written = made.reconstruct(values)
+    middle = target.mean(0)
+    size = float(((target - middle) * written).sum() / written.square().sum().clamp_min(1e-30))
+    return replace(made, decoder=size * writing, decoder_bias=middle)
