@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from microtome.circuits import edge_circuit
 from microtome.core.errors import StoreError
 from microtome.core.site import Site
 from microtome.data import metrics, tasks
@@ -14,6 +15,7 @@ from microtome.models.model import Model
 from microtome.models.random_twin import random_twin
 from microtome.store.study_folder import StudyFolder
 from microtome.studies import study as studies
+from microtome.studies.edge_report import edge_graph
 from microtome.studies.measurements import Measured
 from microtome.studies.predictions import foretell, hits, shuffled_hits
 from microtome.studies.report import report, summary
@@ -84,6 +86,37 @@ def test_every_prediction_was_registered_and_tested(account: studies.Account) ->
     lines = (account.folder.path / "ledger.jsonl").read_text().splitlines()
     kinds = [line.split('"kind": "')[1].split('"')[0] for line in lines]
     assert "prediction" not in kinds[kinds.index("evidence") :], "a prediction was made after a test"
+
+
+def test_the_circuit_of_edges_keeps_the_behaviour_on_held_out_prompts(account: studies.Account) -> None:
+    found = account.tasks[0].record["edges"]
+    assert found["kept"] > 0.7
+    assert found["left"] < 0.3
+    assert found["random_best"] < 0.3
+    assert found["edges"] < found["total"] / 10
+    assert found["tests"]["sufficiency"]["passed"]
+    assert found["tests"]["partial necessity"]["passed"]
+    together = account.together
+    assert together is not None
+    # With one task the union is its circuit.
+    assert together.union == found["edges"]
+    assert together.together[TASK] == pytest.approx(together.alone[TASK][TASK], abs=1e-9)
+    assert together.alone[TASK][TASK] == pytest.approx(found["kept"], abs=1e-5)
+
+
+def test_every_drawn_edge_says_what_was_measured_of_it(account: studies.Account) -> None:
+    task = account.tasks[0]
+    drawn = edge_graph(task)
+    circuit = task.results["edge_circuit"]
+    assert isinstance(circuit, edge_circuit.Result)
+    assert {(arc.source, arc.target) for arc in drawn.arcs} == {
+        (edge.source, edge.target) for edge in circuit.circuit.edges
+    }
+    assert all("On held-out prompts the circuit loses" in arc.note for arc in drawn.arcs)
+    layers = {node.id: node.layer for node in drawn.nodes}
+    assert all(layers[arc.source] < layers[arc.target] for arc in drawn.arcs)
+    assert min(layers, key=lambda name: layers[name]) == "embed"
+    assert max(layers, key=lambda name: layers[name]) == "logits"
 
 
 def test_a_second_opening_makes_nothing_again(model: Model, account: studies.Account) -> None:

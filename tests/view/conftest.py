@@ -25,7 +25,12 @@ def shapes() -> Mapping[str, Shape]:
         Node("c", "head 1.3", 1, -0.25, "head"),
         Node("d", "output", 2),
     )
-    arcs = (Arc("a", "b", 1.5, "q"), Arc("a", "c", -0.75), Arc("b", "d", 2.25), Arc("b", "c", 0.125))
+    arcs = (
+        Arc("a", "b", 1.5, "q"),
+        Arc("a", "c", -0.75),
+        Arc("b", "d", 2.25, note="cut twice"),
+        Arc("b", "c", 0.125),
+    )
     rows = (
         ("found", 0.9421, 26, True),
         ("random", None, 26, False),

@@ -96,6 +96,8 @@ def test_every_view_draws_and_answers(shapes: Mapping[str, Shape], tmp_path: Pat
         slider.dispatchEvent(new Event("input"));
         const arcs = all("#figure-5 .arc:not(.off)").length;
         const widths = all("#figure-5 .arc").map((arc) => Number(arc.getAttribute("stroke-width")));
+        all("#figure-5 .arc:not(.off)")[0].dispatchEvent(new Event("click"));
+        const way = $("#figure-5 .about").innerText;
         const column = () => all("#figure-6 tbody tr").map((row) => row.children[1].textContent);
         const before = column();
         $("#figure-6 th:nth-child(2) button").click();
@@ -103,7 +105,7 @@ def test_every_view_draws_and_answers(shapes: Mapping[str, Shape], tmp_path: Pat
         $("#figure-6 th:nth-child(2) button").click();
         const up = column();
         const dangerous = all("main b:not(.tip b), figure script:not([type])").length;
-        return {live, drawn, closed, tips, address, paths, bands, left, boxes, near, about, above, arcs, widths,
+        return {live, drawn, closed, tips, address, paths, bands, left, boxes, near, about, above, arcs, widths, way,
           before, down, sorted, up, dangerous};
         """,
     )
@@ -129,6 +131,8 @@ def test_every_view_draws_and_answers(shapes: Mapping[str, Shape], tmp_path: Pat
     assert "copies names" in told["about"]
     assert told["above"] == "output"
     assert told["arcs"] == 1
+    assert "+2.25 logits" in told["way"]
+    assert "cut twice" in told["way"]
     assert told["widths"] == sorted(told["widths"])
     assert told["before"] == ["0.942", "–", "–"]
     assert told["sorted"] == "descending"

@@ -34,7 +34,8 @@ def test_curves_give_their_bands_and_graphs_both_their_tables(shapes: Mapping[st
     assert "0.100 (0 to 0.200)" in plain(shapes["curve"])
     text = plain(shapes["graph"])
     assert text.count("<table>") == 2
-    assert cells(text)[-4:] == ["head 1.2", "head 1.3", "0.125", ""]
+    assert cells(text)[-5:] == ["head 1.2", "head 1.3", "0.125", "", ""]
+    assert "cut twice" in cells(text)
 
 
 def test_shading_follows_sign_and_size() -> None:

@@ -78,6 +78,7 @@ class Arc:
     target: str
     weight: float = 1.0
     kind: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

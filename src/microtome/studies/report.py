@@ -14,6 +14,7 @@ from microtome.core.cost import Cost
 from microtome.core.shapes import Arc, Cell, Graph, Node, Shape, Table
 from microtome.core.site import Site
 from microtome.models.components import spoken
+from microtome.studies.edge_report import edge_section, together_section
 from microtome.studies.study import Account, TaskAccount
 from microtome.view.page import Section, page
 
@@ -25,6 +26,7 @@ def report(account: Account) -> str:
     sections = [
         _overview(account),
         *(_task(task) for task in account.tasks if not task.refused),
+        together_section(account),
         _heads(account),
         _limits(account),
         _provenance(account),
@@ -127,6 +129,7 @@ def _task(task: TaskAccount) -> Section:
             Section(
                 "The circuit", _circuit_text(r), (circuit_graph(task), *results["node_circuit"].shapes())
             ),
+            edge_section(task),
             Section("What each part does", (_READING,), (_descriptions(task),)),
             Section("Predictions and outcomes", (_predicted(r),), (_predictions(r),)),
             Section("How true the circuit is", _scores_text(r), results["circuit_scores"].shapes()),

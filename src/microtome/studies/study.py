@@ -9,6 +9,8 @@ For each task, the three steps of interpretation at the level of heads and MLPs:
 3. *Validation* on held-out prompts: each prediction, hit or miss; the circuit kept alone, removed, restored, thinned;
    beside random circuits of its size, predictions dealt to the wrong parts, and a twin with shuffled weights.
 
+The same at the grain of edges (`microtome.studies.edges`); in the end, all tasks' circuits in the place of the network.
+
 Every step is a stage of the study folder: a study that was interrupted goes on where it stopped.
 """
 
@@ -24,7 +26,7 @@ from microtome.circuits import node_circuit
 from microtome.core import config as base
 from microtome.core.circuit import Circuit
 from microtome.core.claim import Claim, Evidence, Level, Prediction
-from microtome.core.errors import InputError
+from microtome.core.errors import FamilyError, InputError
 from microtome.core.provenance import model_hash, versions
 from microtome.core.result import Result
 from microtome.core.site import Site
@@ -32,14 +34,16 @@ from microtome.data import metrics
 from microtome.data.pairs import Pairs
 from microtome.data.tasks.task import Task
 from microtome.evaluation import circuit_scores
+from microtome.evaluation.whole_replacement import Replacement
 from microtome.heads import head_scorecard
 from microtome.models.components import components, parse
 from microtome.models.model import Model
-from microtome.models.random_twin import random_twin
 from microtome.patching import ablation, activation_patching, path_patching
 from microtome.patching.components import order
 from microtome.store.study_folder import StudyFolder
-from microtome.studies import sentences
+from microtome.studies import edges, sentences
+from microtome.studies.behaviour import behaviour, not_done
+from microtome.studies.edges import EdgeStages
 from microtome.studies.measurements import Measured, columns, measure
 from microtome.studies.predictions import Foretold, foretell, hits, shuffled_hits
 
@@ -74,13 +78,15 @@ class TaskAccount:
 
 @dataclass(frozen=True)
 class Account:
-    """A whole study: one account a task, and the scorecard of all heads."""
+    """A whole study: one account a task, the scorecard of all heads, and all circuits put in the network's place (none
+    where no task has a circuit of edges)."""
 
     model: Model
     config: Config
     tasks: tuple[TaskAccount, ...]
     scorecard: Result
     folder: StudyFolder
+    together: Replacement | None
 
 
 def identity(model: Model, tasks: Sequence[Task], config: Config) -> dict[str, Any]:
@@ -110,12 +116,18 @@ def study(
         )
     progress("scorecard of heads", 0, len(tasks))
     scorecard = folder.result("head_scorecard", lambda: head_scorecard.run(model, None))
-    accounts = []
-    for number, task in enumerate(tasks):
-        say = _Saying(progress, task.name, number, len(tasks))
-        accounts.append(_TaskStudy(model, task, folder, config, scorecard, say).account())
+    studied = [
+        _TaskStudy(model, task, folder, config, scorecard, _Saying(progress, task.name, number, len(tasks)))
+        for number, task in enumerate(tasks)
+    ]
+    accounts = tuple(one.account() for one in studied)
+    progress("all circuits at once", len(tasks), len(tasks))
+    circuits = {
+        one.task.name: (one.edge_circuit, one.unseen) for one in studied if one.edge_circuit is not None
+    }
+    together = edges.together(model, circuits, folder, config.metric, config.seed)
     progress("done", len(tasks), len(tasks))
-    return Account(model, config, tuple(accounts), scorecard, folder)
+    return Account(model, config, accounts, scorecard, folder, together)
 
 
 @dataclass(frozen=True)
@@ -137,6 +149,8 @@ class _TaskStudy:
     ) -> None:
         self.model, self.task, self.folder, self.config = model, task, folder, config
         self.scorecard, self.say = scorecard, say
+        self.edge_circuit: Circuit | None = None
+        self.edges = EdgeStages(model, task.name, config.metric, config.target, config.seed, self._result)
 
     def account(self) -> TaskAccount:
         """All stages, in order."""
@@ -147,18 +161,25 @@ class _TaskStudy:
         except InputError as error:
             return TaskAccount(self.task, str(error), {}, {})
         self.say("does the model do it?")
-        behaviour = self._stage("behaviour", self._behaviour)
-        if refused := _not_done(behaviour):
-            return TaskAccount(self.task, refused, {"behaviour": behaviour}, {})
+        splits = {"train": self.pairs, "test": self.unseen}
+        done = self._stage("behaviour", lambda: behaviour(self.model, splits, config.seed))
+        if refused := not_done(done):
+            return TaskAccount(self.task, refused, {"behaviour": done}, {})
         results = self._describe_mathematically()
         found = results["node_circuit"]
         assert isinstance(found, node_circuit.Result)
         self.nodes = parse(self.model, found.circuit.nodes)
         results["path_patching"] = self._paths(found.circuit)
+        no_edges = self._find_edges()
         described = self._describe()
         self._register(described)
         results["circuit_scores"] = self._validate(described)
-        return TaskAccount(self.task, "", self._summary(behaviour, described, results), results)
+        record = self._summary(done, described, results) | {"no_edges": no_edges}
+        if self.edge_circuit is not None:
+            tested = self.edges.test(self.edges.find(self.pairs), self.pairs, self.unseen, self.folder.ledger)
+            results |= tested
+            record["edges"] = edges.summary(tested)
+        return TaskAccount(self.task, "", record, results)
 
     def _stage(self, name: str, make: Callable[[], Any]) -> Any:
         return self.folder.stage(f"{self.task.name}/{name}", make)
@@ -166,15 +187,6 @@ class _TaskStudy:
     def _result(self, name: str, make: Callable[[], Result]) -> Result:
         self.say(name.replace("_", " "))
         return self.folder.result(f"{self.task.name}/{name}", make)
-
-    # 0. The behaviour, and the twin that does not have it.
-
-    def _behaviour(self) -> dict[str, Any]:
-        twin = random_twin(self.model, self.config.seed)
-        return {
-            split: {"n": len(pairs)} | _answers(self.model, pairs) | {"twin": _answers(twin, pairs)}
-            for split, pairs in (("train", self.pairs), ("test", self.unseen))
-        }
 
     # 1. Mathematical description.
 
@@ -213,6 +225,15 @@ class _TaskStudy:
             receivers=(*receivers, "logits"), senders=tuple(map(str, chosen)), metric=self.config.metric
         )
         return self._result("path_patching", lambda: path_patching.run(self.model, self.pairs, settings))
+
+    def _find_edges(self) -> str:
+        """Find the circuit of edges; returns why there is none to find, or nothing."""
+        try:
+            found = self.edges.find(self.pairs)
+        except FamilyError as error:
+            return str(error)
+        self.edge_circuit = found.circuit
+        return ""
 
     # 2. Semantic description, and what follows from it.
 
@@ -254,6 +275,8 @@ class _TaskStudy:
         ledger.add(claim)
         for prediction in predictions:
             ledger.register(prediction)
+        if self.edge_circuit is not None:
+            self.edges.register(ledger, self.edge_circuit, self.unseen)
 
     # 3. Validation.
 
@@ -346,30 +369,6 @@ class _TaskStudy:
 
 FAITHFUL = "share of the behaviour kept by the circuit alone (resample ablation)"
 LEFT = "share of the behaviour left when only the circuit is replaced"
-
-
-def _answers(model: Model, pairs: Pairs) -> dict[str, float]:
-    """How often the right answer is preferred to the wrong ones, and by how much, on clean and corrupt prompts."""
-    metric = metrics.build(metrics.DEFAULT, pairs)
-    clean = model.run(pairs.clean, metric=metric, mask=pairs.mask).metric
-    corrupt = model.run(pairs.corrupt, metric=metric, mask=pairs.mask).metric
-    assert clean is not None
-    assert corrupt is not None
-    return {
-        "right": float((clean > 0).double().mean()),
-        "clean": float(clean.double().mean()),
-        "corrupt": float(corrupt.double().mean()),
-    }
-
-
-def _not_done(behaviour: dict[str, Any]) -> str:
-    """Why there is no behaviour to explain, or nothing."""
-    train = behaviour["train"]
-    if train["right"] <= 0.5:
-        return f"the model does not do it: it prefers the right answer on {train['right']:.0%} of {train['n']} prompts"
-    if train["clean"] <= train["corrupt"]:
-        return "the corrupt prompts do not lower its preference for the answer, so there is no contrast to explain"
-    return ""
 
 
 def _outcome(one: Foretold, tested: Sequence[Measured]) -> dict[str, Any]:

@@ -32,10 +32,10 @@ def plain(shape: Shape) -> str:
             nodes = [(n.label, n.kind, n.layer, n.weight, n.note) for n in shape.nodes]
             label = {node.id: node.label for node in shape.nodes}
             arcs = sorted(shape.arcs, key=lambda arc: -abs(arc.weight))
-            named = [(label[arc.source], label[arc.target], arc.weight, arc.kind) for arc in arcs]
+            named = [(label[arc.source], label[arc.target], arc.weight, arc.kind, arc.note) for arc in arcs]
             weight = shape.unit or "weight"
             return _table(("node", "kind", "layer", weight, "note"), nodes) + _table(
-                ("from", "to", weight, "kind"), named
+                ("from", "to", weight, "kind", "note"), named
             )
         case Table():
             return _table(shape.columns, shape.rows)

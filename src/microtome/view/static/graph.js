@@ -1,5 +1,5 @@
-// Nodes in layers from bottom to top, signed arcs between them, in SVG. state: {arcs, node}; `arcs` is how many of
-// the strongest are drawn, `node` the id of the one looked at.
+// Nodes in layers from bottom to top, signed arcs between them, in SVG. state: {arcs, node, arc}; `arcs` is how many of
+// the strongest are drawn, `node` the id of the one looked at, `arc` the place of an arc looked at, by strength.
 import { h, s, tell } from "./dom.js";
 import { measured, numeral, visible } from "./lettering.js";
 
@@ -9,7 +9,7 @@ export function mount(el, source, state) {
   const { nodes, unit } = source;
   if (!nodes.length) return el.append(h("p", { class: "empty" }, "No nodes."));
   const arcs = source.arcs.toSorted((a, b) => Math.abs(b.weight) - Math.abs(a.weight));
-  const greatest = Math.abs(arcs[0]?.weight ?? 0) || 1, heaviest = Math.max(...nodes.map((node) => Math.abs(node.weight))) || 1;
+  const greatest = Math.abs(arcs[0]?.weight) || 1, heaviest = Math.max(...nodes.map((node) => Math.abs(node.weight))) || 1;
   state.arcs = Math.min(state.arcs ?? FEW, arcs.length);
   const { places, width, height } = layout(nodes, arcs, el.clientWidth);
   const sign = (weight) => (weight < 0 ? "negative" : "positive");
@@ -17,10 +17,11 @@ export function mount(el, source, state) {
   const kind = (arc) => arc.kind && ` (${visible(arc.kind)})`;
   const label = new Map(nodes.map((node) => [node.id, visible(node.label)]));
 
-  const lines = arcs.map((arc) => s("path", {
+  const told = (arc) => `${label.get(arc.source)} → ${label.get(arc.target)}${kind(arc)}: ${weight(arc.weight)}`;
+  const lines = arcs.map((arc, i) => s("path", {
     class: `arc ${sign(arc.weight)}`, d: bend(places.get(arc.source), places.get(arc.target)),
-    "stroke-width": (0.75 + 5 * Math.abs(arc.weight) / greatest).toFixed(2),
-  }, s("title", {}, `${label.get(arc.source)} → ${label.get(arc.target)}${kind(arc)}: ${weight(arc.weight)}`)));
+    "stroke-width": 0.75 + 5 * Math.abs(arc.weight) / greatest, onclick: () => look(undefined, i),
+  }, s("title", {}, told(arc))));
   const boxes = new Map(nodes.map((node) => {
     const { x, y, wide } = places.get(node.id);
     return [node.id, s("g", {
@@ -29,14 +30,14 @@ export function mount(el, source, state) {
       onclick: () => look(node.id), onfocus: () => look(node.id),
       onpointerenter: () => light(node.id), onpointerleave: () => light(state.node),
     }, s("rect", { width: wide, height: TALL, rx: 6 }),
-      s("rect", { class: "fill", width: wide, height: TALL, rx: 6, "fill-opacity": (0.5 * Math.abs(node.weight) / heaviest).toFixed(3) }),
+      s("rect", { class: "fill", width: wide, height: TALL, rx: 6, "fill-opacity": 0.5 * Math.abs(node.weight) / heaviest }),
       s("text", { x: wide / 2, y: TALL / 2 + 4, "text-anchor": "middle" }, label.get(node.id)))];
   }));
   const svg = s("svg", { class: "graph", width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": `${source.title}. Arrow keys move.` },
     s("g", {}, lines.toReversed()), s("g", {}, [...boxes.values()]));
-  const told = h("output", {}), about = h("div", { class: "about", "aria-live": "polite" });
+  const shown = h("output", {}), about = h("div", { class: "about", "aria-live": "polite" });
   const slider = h("input", {
-    type: "range", min: 0, max: arcs.length, value: state.arcs, "aria-label": "How many of the strongest arcs are drawn",
+    type: "range", min: 0, max: arcs.length, value: state.arcs, "aria-label": "How many arcs, strongest first",
     oninput: () => {
       state.arcs = Number(slider.value);
       thin();
@@ -44,10 +45,10 @@ export function mount(el, source, state) {
     },
   });
   const legend = h("div", { class: "legend" }, h("i", { class: "positive" }), "positive", h("i", { class: "negative" }), "negative");
-  el.append(h("div", { class: "controls" }, h("label", {}, "Arcs ", slider, told), legend), h("div", { class: "box" }, svg), about);
+  el.append(h("div", { class: "controls" }, h("label", {}, "Arcs ", slider, shown), legend), h("div", { class: "box" }, svg), about);
   svg.addEventListener("keydown", (event) => {
     const to = step(places, state.node, event.key);
-    if (event.key === "Escape") look(undefined);
+    if (event.key === "Escape") look();
     else if (to) boxes.get(to).focus();
     else return;
     event.preventDefault();
@@ -60,38 +61,38 @@ export function mount(el, source, state) {
     const used = new Set(drawn().flatMap((arc) => [arc.source, arc.target]));
     boxes.forEach((box, id) => box.classList.toggle("idle", arcs.length > 0 && !used.has(id)));
     const least = state.arcs && Math.abs(arcs[state.arcs - 1].weight);
-    told.textContent = state.arcs ? `${state.arcs} of ${arcs.length}, magnitude ${numeral(least)} or more` : `none of ${arcs.length}`;
+    shown.textContent = state.arcs ? `${state.arcs} of ${arcs.length}, magnitude ${numeral(least)} or more` : `none of ${arcs.length}`;
     light(state.node);
   }
 
   function light(id) {
     const near = new Set([id]);
     arcs.forEach((arc, i) => {
-      const on = i < state.arcs && (arc.source === id || arc.target === id);
+      const on = i < state.arcs && (arc.source === id || arc.target === id || i === state.arc);
       lines[i].classList.toggle("on", on);
       if (on) near.add(arc.source).add(arc.target);
     });
-    svg.classList.toggle("lit", boxes.has(id));
+    svg.classList.toggle("lit", near.size > 1);
     boxes.forEach((box, other) => box.classList.toggle("near", near.has(other)));
   }
 
-  function look(id) {
-    state.node = id;
+  function look(id, arc) {
+    [state.node, state.arc] = [id, arc];
     describe(id);
     tell(el, state);
   }
 
   function describe(id) {
     boxes.forEach((box, other) => box.setAttribute("tabindex", other === (id ?? nodes[0].id) ? 0 : -1));
-    const node = nodes.find((other) => other.id === id);
+    const node = nodes.find((other) => other.id === id), way = arcs[state.arc];
     const list = (name, some, end) => some.length > 0 && h("div", {}, h("h5", {}, name),
       h("ul", {}, some.map((arc) => h("li", {}, h("span", { class: sign(arc.weight) }, weight(arc.weight)), " ", label.get(arc[end]), kind(arc)))));
-    about.replaceChildren(...(node ? [
+    about.replaceChildren(h("div", {}, node ? [
       h("h4", {}, label.get(id), h("small", {}, " ", visible(node.kind), " ", node.weight ? weight(node.weight) : "")),
-      ...(node.note ? [h("p", {}, visible(node.note))] : []),
+      node.note && h("p", {}, visible(node.note)),
       h("div", { class: "ends" }, list("from", drawn().filter((arc) => arc.target === id), "source"),
         list("to", drawn().filter((arc) => arc.source === id), "target")),
-    ] : [h("p", { class: "hint" }, "Choose a node to see its arcs.")]));
+    ] : way ? [h("h4", {}, told(way)), h("p", {}, visible(way.note))] : h("p", { class: "hint" }, "Choose a node or arc.")));
     light(id);
   }
 

@@ -1,0 +1,155 @@
+"""What are dictionaries trained on, and what is known of it? A source: batches to train on, and data to score with.
+
+    Source.of_corpus(model, rows, sites)      what a model computes on a corpus; some rows are held out
+    Source.of_case("superposition/pentagon")  a testbed: the values of its network, and its key
+
+The planted testbeds make rows without end; of other testbeds the values of the case's own data are drawn again and
+again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from microtome.bases.codes import SparseCodes
+from microtome.bases.fitted import values_at
+from microtome.bases.harvest import Harvest
+from microtome.bases.streams import ActivationStream, ArrayStream, Stream
+from microtome.core.errors import InputError
+from microtome.core.provenance import Provenance, model_hash
+from microtome.core.site import Site, as_site
+from microtome.data.corpus_rows import CorpusRows
+from microtome.data.prompts import Prompts
+from microtome.data.tokens import token_text
+from microtome.evaluation.cases import case as case_of
+from microtome.evaluation.dictionary_scores import Known
+from microtome.evaluation.grader import sites as sites_of
+from microtome.models.model import Model
+from microtome.testbeds.toys import planted_dictionary, synthetic_benchmark
+from microtome.testbeds.toys.planted_stream import Planted, PlantedStream
+
+HELD_OUT: Final = 0.1
+SCORED: Final = 20_000  # tokens at most that scores are taken on
+_ROWS: Final = 64  # prompts in a pass
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """stream: batches. held_out: rows to measure on while training. model, data, known: what scores are taken on.
+
+    tokens `[row, position]`: the data's tokens as text, where there are any; real `[row * position]`: which of them are
+    no padding.
+    """
+
+    name: str
+    stream: Stream
+    held_out: Float[Tensor, "row d"]
+    model: Model
+    data: Any
+    known: Known = field(default_factory=Known)
+    tokens: tuple[tuple[str, ...], ...] = ()
+    provenance: Provenance = field(default_factory=Provenance)
+
+    @classmethod
+    def of_corpus(
+        cls,
+        model: Model,
+        rows: CorpusRows,
+        sites: Sequence[Site],
+        batch: int,
+        span: int,
+        steps: int,
+        seed: int,
+    ) -> Self:
+        """A model on a corpus, read as often as the steps need. Raises `InputError` for a corpus that is too small."""
+        kept, held = rows.split(HELD_OUT, seed)
+        epochs = max(1, -(-steps * batch // max(1, kept.n_tokens)))
+        harvest = Harvest.of(model, kept, sites)
+        stream = ActivationStream(
+            harvest, batch, span=max(2 * batch, min(span, kept.n_tokens)), seed=seed, epochs=epochs
+        )
+        if held.n_tokens > SCORED:
+            held = held.first(SCORED)
+        found = held.batch(np.arange(len(held)))
+        values = Harvest.of(model, held, sites, together=_ROWS)
+        rows_held = torch.cat(
+            [torch.cat([one.values[s] for s in values.sites], 1) for one in values.passes()]
+        )
+        prompts = _prompts(found.ids, found.mask, model)
+        text = tuple(tuple(prompts.token_strings[int(token)] for token in row) for row in found.ids.tolist())
+        told = Provenance(model.name, model_hash(model.module.state_dict()), rows.corpus.hash)
+        return cls(model.name, stream, rows_held.float(), model, prompts, Known(), text, told)
+
+    @classmethod
+    def of_case(cls, name: str, site: str, batch: int, seed: int) -> Self:
+        """A testbed's case. Raises `InputError` for an unknown one, or one that does not say at which site to look."""
+        bed, _, which = name.partition("/")
+        planted = _planted(bed, which, seed)
+        if planted is not None:
+            return cls._of_planted(name, planted, batch)
+        case = case_of(name, seed)
+        asked = [site] if site else list(sites_of(case.truth))
+        if not asked:
+            raise InputError(f"{name} knows of no directions; name a site with --site")
+        place = as_site(asked[0])
+        data = case.data("tokens")
+        values, digest = values_at(case.model, data, place, _ROWS)
+        flat = values.flatten(0, 1)
+        flat = flat[~flat.isnan().any(-1)]
+        held = max(1, round(HELD_OUT * len(flat)))
+        order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))
+        stream = ArrayStream(flat[order[held:]], min(batch, len(flat) - held), seed, sites=(place,))
+        labels = {
+            key: label
+            for key, label in case.truth.labels.items()
+            if label.shape == values.shape[: label.dim()]
+        }
+        known = Known(
+            {key: label for key, label in labels.items() if label.numel() == len(values.flatten(0, 1))}
+        )
+        hashed = model_hash(case.model.module.state_dict())
+        told = Provenance(case.model.name, hashed, digest)
+        return cls(name, stream, flat[order[:held]], case.model, data, known, provenance=told)
+
+    @classmethod
+    def _of_planted(cls, name: str, planted: Planted, batch: int) -> Self:
+        stream = PlantedStream(planted, batch)
+        chunk = stream.held_out(4096)
+        features = len(planted.dictionary)
+        coefficients = SparseCodes(chunk.row, chunk.feature, chunk.coefficient, 4096, features)
+        parents = getattr(planted, "parent", None)
+        known = Known(features=planted.dictionary, coefficients=coefficients, parents=parents)
+        bias: Tensor = planted.bias  # type: ignore[attr-defined]
+        module = planted_dictionary.LinearMap(planted.dictionary, bias)
+        model = planted_dictionary.model_of(module, name)
+        data: dict[str, Tensor] = {"coefficients": chunk.coefficients(features)}
+        if len(chunk.noise):
+            data["noise"] = chunk.noise
+        told = Provenance(name, model_hash(module.state_dict()))
+        return cls(name, stream, chunk.activations, model, data, known, provenance=told)
+
+
+def _planted(bed: str, which: str, seed: int) -> Planted | None:
+    """What makes rows of this case, if any does."""
+    bed = bed.replace("-", "_")
+    if bed == "planted_dictionary" and which in planted_dictionary.CASES:
+        return planted_dictionary.PlantedDictionary(planted_dictionary.CASES[which], seed)
+    settings = {**synthetic_benchmark.CASES, "full": synthetic_benchmark.FULL}
+    if bed == "synthetic_benchmark" and which in settings:
+        return synthetic_benchmark.SyntheticBenchmark(settings[which], seed)
+    return None
+
+
+def _prompts(ids: Int[Tensor, "row column"], mask: Tensor | None, model: Model) -> Prompts:
+    used = ids.unique().tolist()
+    strings = {
+        token: f" {token}" if model.tokenizer is None else token_text(model.tokenizer, token)
+        for token in used
+    }
+    texts = tuple("".join(strings[token] for token in row) for row in ids.tolist())
+    return Prompts(ids, mask, texts, strings)
