@@ -19,6 +19,7 @@ from microtome.data.corpus_rows import CorpusRows
 from microtome.data.metrics import next_tokens
 from microtome.data.next_token_loss import NextTokenLoss
 from microtome.models.load import load
+from microtome.store.registry import Registry
 from models import families
 
 LENGTHS = (7, 1, 12, 3)
@@ -180,6 +181,13 @@ def test_units_are_the_codes_of_the_values_and_their_slopes(family: str, tmp_pat
     stores = harvest_units(model, rows, bases, tmp_path, gradients=True, together=3)
     sites = ["mlp_post.1", "resid_post.0", "grad:mlp_post.1", "grad:resid_post.0"]
     passes = list(Harvest.of(model, rows, sites, together=3).passes())
+    with Registry.open(tmp_path / "registry.sqlite") as registry:
+        assert [basis["name"] for basis in registry.bases()] == ["neurons", "random"]
+        known = registry.units("random")
+    for unit, row in enumerate(known):
+        values = stores["random"].entries(unit).value
+        assert (row["density"], row["largest"]) == (1.0, values[0])
+        assert row["mean"] == pytest.approx(values.mean(dtype=np.float64))
     for basis in bases:
         (site,) = basis.reads
         values, slopes = (torch.cat([one.values[s] for one in passes]) for s in (site, site.grad))

@@ -3,7 +3,8 @@
     stores = harvest_units(model, rows, [dictionary], "harvest")
     stores["dictionary"].top(7)
 
-In the folder: the corpus once (`corpus/`), and for each basis a folder with its name, see `microtome.store.unit_files`.
+In the folder: the corpus once (`corpus/`), for each basis a folder with its name (`microtome.store.unit_files`), and
+what is known of all units (`registry.sqlite`).
 One pass of the model serves all bases. A kill loses a minute; going on gives the same sealed files, byte for byte.
 
 With gradients, each entry carries the slope of the metric along the unit's direction where the basis writes: to first
@@ -32,10 +33,12 @@ from microtome.core.errors import InputError
 from microtome.core.provenance import hash_tensors
 from microtome.data.corpus_rows import CorpusRows
 from microtome.models.model import Model
+from microtome.store.registry import Registry
 from microtome.store.unit_store import UnitStore
 from microtome.store.unit_writer import UnitWriter
 
 CORPUS: Final = "corpus"
+REGISTRY: Final = "registry.sqlite"
 _NUMBERS: Final = 1 << 22
 _LOST_AT_MOST: Final = 60.0  # seconds of work
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -60,7 +63,7 @@ def harvest_units(
     units, naming what differs, one that is being written, and a full disk; what was committed stays.
     """
     names = [basis.name for basis in bases]
-    if not names or len({*names, CORPUS}) <= len(names) or not all(map(_NAME.fullmatch, names)):
+    if not names or len({*names, CORPUS, REGISTRY}) < len(names) + 2 or not all(map(_NAME.fullmatch, names)):
         raise InputError(
             f"each basis needs a name of its own that a folder can have, not {CORPUS!r}; got {names or 'no basis'}"
         )
@@ -101,7 +104,31 @@ def harvest_units(
                 progress(one.number + 1, harvest.n_passes)
         for writer in writers.values():
             writer.seal()
-    return {name: UnitStore.open(folder / name) for name in names}
+    stores = {name: UnitStore.open(folder / name) for name in names}
+    with Registry.open(folder / REGISTRY) as registry:
+        for basis in bases:
+            _register(registry, basis, stores[basis.name])
+    return stores
+
+
+def _register(registry: Registry, basis: Basis, store: UnitStore) -> None:
+    told = store.identity
+    registry.add_basis(
+        basis.name,
+        model=told["model"],
+        model_hash=told["model_hash"],
+        reads=told["basis"]["reads"],
+        writes=told["basis"]["writes"],
+        n_units=basis.n_units,
+        store=basis.name,
+        told={"hash": told["basis"]["hash"], "corpus_hash": told["corpus_hash"]},
+    )
+    counts, sums = store.counts, store.by_unit["sum"]
+    mean, largest = np.full(basis.n_units, np.nan), np.full(basis.n_units, np.nan)
+    on = counts > 0
+    mean[on] = sums[on] / counts[on]
+    largest[on] = store.by_unit["value"][store.by_unit["starts"][:-1][on]]
+    registry.set_statistics(basis.name, density=store.densities, mean=mean, largest=largest)
 
 
 @torch.no_grad()
@@ -119,6 +146,8 @@ def _along(
     codes: SparseCodes, slopes: Float[Tensor, "row d_write"], directions: Float[Tensor, "unit d_write"]
 ) -> Float[Tensor, " entry"]:
     """For each entry the slope of its row along the direction of its unit."""
+    if 8 * len(codes.row) > codes.rows * codes.units:  # so many that all of them together are less work
+        return (slopes @ directions.mT)[codes.row, codes.unit]
     step = max(1, _NUMBERS // slopes.shape[1])
     pieces = [
         (slopes[codes.row[at : at + step]] * directions[codes.unit[at : at + step]]).sum(1)

@@ -35,7 +35,7 @@ _DTYPES: Final = {
     "I16": "<i2", "U16": "<u2", "F16": "<f2", "BF16": "<u2", "I8": "<i1", "U8": "<u1", "BOOL": "?",
 }  # fmt: skip
 _LONGEST_HEADER: Final = 100_000_000  # what the format allows
-_ROOM: Final = 4096
+_ROOM: Final = 1 << 16
 _OURS: Final = "microtome"
 
 

@@ -5,11 +5,13 @@ place in it, and what stands around it. On disk (`Corpus.write`) a corpus may be
 
     tokens.safetensors       tokens U16 or U32 [token]; its metadata tell the hash, the vocabulary and the counts
     documents.safetensors    starts I64 [document + 1]: document d is tokens[starts[d] : starts[d + 1]]
+    strings.json             perhaps: how each token reads, by id, so that text is shown without the tokenizer
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -18,9 +20,11 @@ from numpy.typing import NDArray
 
 from microtome.core.errors import InputError, StoreError
 from microtome.core.tensor_file import Appended, mapped
+from microtome.data.tokens import token_text
 
 TOKENS: Final = "tokens.safetensors"
 DOCUMENTS: Final = "documents.safetensors"
+STRINGS: Final = "strings.json"
 _KIND: Final = "microtome.corpus"
 _VERSION: Final = 1
 _PIECE: Final = 1 << 22
@@ -28,12 +32,16 @@ _PIECE: Final = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Documents as tokens. tokens: `[token]`. starts: `[document + 1]`. hash: SHA-256 of both, in hex."""
+    """Documents as tokens. tokens: `[token]`. starts: `[document + 1]`. hash: SHA-256 of both, in hex.
+
+    source: where it came from, in plain JSON; kept, and no part of the hash.
+    """
 
     tokens: NDArray[np.unsignedinteger[Any]]
     starts: NDArray[np.int64]
     vocabulary: int
     hash: str
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -63,6 +71,7 @@ class Corpus:
         *,
         at_least: int = 0,
         at_most: int | None = None,
+        source: Mapping[str, Any] | None = None,
     ) -> Self:
         """The same in a folder, one document in memory at a time (and eight bytes for each). Raises as `of`."""
         folder = Path(folder)
@@ -76,6 +85,7 @@ class Corpus:
             starts = np.cumsum(lengths, dtype=np.int64)
             digest.update(starts.data)
             told = {"kind": _KIND, "version": _VERSION, "hash": digest.hexdigest(), "vocabulary": vocabulary}
+            told["source"] = dict(source or {})
             with Appended(folder / DOCUMENTS, "starts", "I64") as documents_file:
                 documents_file.metadata = told
                 documents_file.append(starts)
@@ -92,7 +102,7 @@ class Corpus:
                 f"{folder / TOKENS} is no corpus of version {_VERSION}; give a folder that Corpus.write made"
             )
         starts, told_beside = mapped(folder / DOCUMENTS, {"starts": "I64"})
-        found = cls(arrays["tokens"], starts["starts"], told["vocabulary"], told["hash"])
+        found = cls(arrays["tokens"], starts["starts"], told["vocabulary"], told["hash"], told["source"])
         fits = len(found.starts) and found.starts[0] == 0 and found.starts[-1] == len(found.tokens)
         if told != told_beside or not fits or (np.diff(found.starts) < 0).any():
             raise StoreError(
@@ -111,7 +121,7 @@ class Corpus:
                     f"{folder} holds another corpus (hash {there[:12]}…, not {self.hash[:12]}…); give another folder"
                 )
             return
-        Corpus.write(map(self.document, range(len(self))), self.vocabulary, folder)
+        Corpus.write(map(self.document, range(len(self))), self.vocabulary, folder, source=self.source)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -142,6 +152,21 @@ class Corpus:
             raise StoreError(
                 "the corpus is not what was written (its SHA-256 differs); restore it from a copy"
             )
+
+
+def write_strings(folder: str | Path, tokenizer: Any, vocabulary: int) -> None:
+    """Write how each token reads beside a corpus; ids that the tokenizer does not know are empty."""
+    known = min(vocabulary, len(tokenizer))
+    strings = [token_text(tokenizer, token) for token in range(known)] + [""] * (vocabulary - known)
+    path = Path(folder) / STRINGS
+    partial = path.with_name(f"{STRINGS}.partial")
+    try:
+        partial.write_text(json.dumps(strings), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror}); make room, or give another folder"
+        ) from error
 
 
 def _pieces(

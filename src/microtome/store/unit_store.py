@@ -11,7 +11,8 @@ Files are mapped: nothing is read but what is asked for. See `unit_files` for ho
 about two units.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -240,6 +241,22 @@ class UnitStore:
         if not 0 <= unit < self.n_units:
             raise InputError(f"there are units 0 … {self.n_units - 1}; got {unit}")
         return int(self.by_unit["starts"][unit]), int(self.by_unit["starts"][unit + 1])
+
+    @cached_property
+    def strings(self) -> Sequence[str] | None:
+        """How each token reads, by id; None where nobody wrote it beside the corpus."""
+        path = self.folder / self.manifest.corpus / "strings.json"
+        try:
+            strings = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{path} is damaged ({error}); remove it, and tokens are shown by number"
+            ) from error
+        if not isinstance(strings, list) or not all(isinstance(text, str) for text in strings):
+            raise StoreError(f"{path} is no list of strings; remove it, and tokens are shown by number")
+        return strings
 
     @cached_property
     def _corpus(self) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -1,0 +1,101 @@
+"""What is there to see of a unit? How often and how strongly it is on, on which texts: its strongest and others.
+
+Shapes, for a terminal, a notebook or a page. Beside the strongest examples stand random ones from each tenth of its
+values, because the strongest alone make most units look cleaner than they are.
+"""
+
+import numpy as np
+
+from microtome.core.errors import InputError
+from microtome.core.shapes import Curve, Shape, Table
+from microtome.store.unit_store import OUTSIDE, Contexts, Entries, UnitStore
+
+
+def unit_page(
+    store: UnitStore, unit: int, *, top: int = 10, each: int = 1, seed: int = 0
+) -> tuple[Shape, ...]:
+    """A table of what it is, its histogram, its strongest examples, and `each` random ones of each tenth.
+
+    Raises `InputError` for a unit that is not there.
+    """
+    count, seen = len(store.entries(unit)), store.manifest.seen
+    name = f"{store.folder.name}.u{unit}"
+    if not count:
+        return (Table(name, ("",), (("never on",),), caption=f"at none of {seen} tokens"),)
+    counts, edges = store.histogram(unit)
+    shown: tuple[Shape, ...] = (
+        _examples(store, unit, f"{name}: its {top} largest values", store.top(unit, top)),
+    )
+    if len(counts) > 1:
+        middle = ((edges[:-1] + edges[1:]) / 2).astype(np.float64)
+        heights = counts.astype(np.float64)[None]
+        caption = f"on at {count} of {seen} tokens ({count / seen:.3%}); zeros are not drawn"
+        shown = (
+            Curve(f"{name}: its values", middle, heights, ("tokens",), "value", "tokens", caption=caption),
+            *shown,
+        )
+    parts = store.quantiles(unit, 10, each, seed)
+    some = Entries(
+        *(np.concatenate([getattr(part, column) for part in parts]) for column in ("token", "unit", "value"))
+    )
+    return (
+        *shown,
+        _examples(store, unit, f"{name}: {each} random of each tenth of its values, seed {seed}", some),
+    )
+
+
+def _examples(store: UnitStore, unit: int, title: str, entries: Entries) -> Table:
+    contexts = store.contexts(unit, entries.token)
+    rows = tuple(
+        (
+            float(value),
+            int(contexts.document[number]),
+            int(contexts.place[number]),
+            _text(store, contexts, number),
+        )
+        for number, value in enumerate(entries.value)
+    )
+    return Table(
+        title, ("value", "document", "token", "text"), rows, caption="» « mark the token where it is on"
+    )
+
+
+def _text(store: UnitStore, contexts: Contexts, number: int) -> str:
+    """A context in words, the example's own token marked."""
+    words = [_word(store, token) for token in contexts.ids[number].tolist()]
+    words[contexts.before] = f"»{words[contexts.before]}«"
+    return "".join(words)
+
+
+def _word(store: UnitStore, token: int) -> str:
+    if token == OUTSIDE:
+        return ""
+    return f" {token}" if store.strings is None else store.strings[token]
+
+
+def unit_list(store: UnitStore, order: str = "density", n: int = 20) -> Table:
+    """The first units in an order, with statistics and the tokens at which each is strongest.
+
+    Raises `InputError` for an order other than density, largest, number.
+    """
+    counts, starts = store.counts, store.by_unit["starts"][:-1]
+    largest = np.full(store.n_units, -np.inf)
+    largest[counts > 0] = store.by_unit["value"][starts[counts > 0]]
+    orders = {"density": -counts, "largest": -largest, "number": np.arange(store.n_units)}
+    if order not in orders:
+        raise InputError(f"units are ordered by {', '.join(orders)}; got {order!r}")
+    rows = []
+    for unit in np.argsort(orders[order], kind="stable")[:n].tolist():
+        contexts = store.contexts(unit, store.top(unit, 6).token, 0, 0)
+        words = " ".join(repr(_word(store, token)) for token in contexts.ids[:, 0].tolist())
+        value = float(largest[unit]) if counts[unit] else None
+        rows.append((unit, float(store.densities[unit]), value, words))
+    never = int((counts == 0).sum())
+    seen = store.manifest.seen
+    caption = (
+        f"{len(rows)} of {store.n_units} units by {order}; {never} are never on; "
+        f"at each of {seen} tokens {counts.sum() / max(seen, 1):.4g} are on"
+    )
+    return Table(
+        store.folder.name, ("unit", "density", "largest", "strongest at"), tuple(rows), caption=caption
+    )
