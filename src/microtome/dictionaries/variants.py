@@ -97,12 +97,14 @@ class Variant(ABC):
             held["coefficient"] *= float(before / total.detach()) if total > 0 else 1.0
             held["power"] = power
         ramp = min(1.0, scene.share / recipe.warm_up) if recipe.warm_up else 1.0
-        return ramp * held["coefficient"] * total / drive.rows
+        return scene.pooled(ramp * held["coefficient"] * total / drive.rows)
 
     def hold_coefficient(self, scene: Scene, on: float) -> None:
-        """Where too many are on, more is paid."""
+        """Where too many are on, more is paid. What is too many falls, in the first third, from how many were on."""
         if self.recipe.controlled:
-            scene.held["coefficient"] *= math.exp(_GAIN * math.log(max(on, 1e-3) / self.recipe.on))
+            first = scene.held.setdefault("first", max(on, self.recipe.on))
+            goal = self.recipe.on * (first / self.recipe.on) ** max(0.0, 1 - 3 * scene.share)
+            scene.held["coefficient"] *= math.exp(_GAIN * math.log(max(on, 1e-3) / goal))
 
 
 class _Positive(Variant):
@@ -232,16 +234,15 @@ class _JumpReLU(Variant):
         drive = scene.sparse(above(*scene.product, threshold * (1 - window / 2)))
         codes = _Jump.apply(drive.pre, drive.each(log_threshold), window)  # type: ignore[no-untyped-call]
         near = (drive.pre.detach() / drive.each(threshold) - 1).abs() < window / 2
-        self._slope = -drive.firing(near.to(codes.dtype)) / (window * drive.rows)
+        self.slope = -drive.firing(near.to(codes.dtype)) / (window * drive.rows)
         error = scene.error(drive, codes)
         return Outcome(error, error, drive, codes)
 
     def adjust(self, scene: Scene) -> None:
         gradient = scene.parameters["log_threshold"].grad
-        total = float(self._slope.sum())
+        total = float(self.slope.sum())
         if gradient is not None and total < 0:
-            price = max(0.0, -float(gradient.sum()) / total)
-            gradient.add_(self._slope, alpha=price)
+            gradient.add_(self.slope, alpha=-float(gradient.sum()) / total)
 
     def hold(self, scene: Scene, on: float) -> None:
         shift = _SHIFT * math.log(max(on, 1e-3) / self.recipe.on)
