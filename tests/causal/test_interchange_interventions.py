@@ -17,7 +17,6 @@ from microtome.data.hypothesis import Hypothesis, Location
 @pytest.mark.parametrize("name", ["sort", "fraction_of_previous"])
 def test_a_compiled_program_obeys_every_exchange_and_its_controls_do_not(name: str) -> None:
     case = compiled(name)
-    assert case.hypothesis is not None
     found = method.run(case.model, case.hypothesis).data
     assert found.attrs["by_itself"] == 1.0
     assert found["accuracy"].values.tolist() == [1.0] * found.sizes["exchange"]
@@ -28,7 +27,6 @@ def test_a_compiled_program_obeys_every_exchange_and_its_controls_do_not(name: s
 
 def test_a_trained_network_obeys_and_a_wrong_place_does_not() -> None:
     case = trained("modular_sum")
-    assert case.hypothesis is not None
     right = method.run(case.model, case.hypothesis).data
     assert right["accuracy_changed"].values.min() >= 0.99
     wrong = method.run(case.model, case.hypothesis.at(left=Location("z.0.h0")))
@@ -46,7 +44,6 @@ def test_a_trained_network_obeys_and_a_wrong_place_does_not() -> None:
 
 def test_swapped_variables_are_told_apart() -> None:
     case = trained("modular_sum")
-    assert case.hypothesis is not None
     swapped = case.hypothesis.at(left=Location("z.0.h2"), right=Location("z.0.h1"))
     found = method.run(case.model, swapped, method.Config(largest=1)).data
     assert found["accuracy_changed"].values[:2].max() < 0.3
@@ -55,7 +52,6 @@ def test_swapped_variables_are_told_apart() -> None:
 def test_each_row_is_one_plain_pass_with_the_sources_own_values() -> None:
     case = trained("modular_sum")
     data = case.hypothesis
-    assert data is not None
     source = torch.Generator().manual_seed(3)
     one = interchange.draw(data, ["left", "right"], interchange.bases(data, 6, source), source, True)
     values = interchange.check_fit(case.model, data)
@@ -75,7 +71,6 @@ def test_each_row_is_one_plain_pass_with_the_sources_own_values() -> None:
 
 def test_sources_change_half_of_the_answers_and_an_exchange_with_itself_none() -> None:
     data = trained("modular_sum").hypothesis
-    assert data is not None
     source = torch.Generator().manual_seed(0)
     one = interchange.draw(data, ["left"], interchange.bases(data, 100, source), source)
     assert 50 <= int(one.changed.sum()) <= 100
@@ -99,7 +94,6 @@ def test_the_result_replays_and_comes_back_equal(tmp_path: object) -> None:
 def test_what_does_not_fit_the_network_is_refused() -> None:
     case = compiled("sort")
     data = case.hypothesis
-    assert data is not None
     site = data.locations["rank"].sites[0]
     width = data.locations["rank"].directions.shape[1]
     with pytest.raises(
@@ -120,7 +114,7 @@ def test_an_exchange_that_changes_nothing_shows_nothing() -> None:
         )
     )
     case = trained("modular_sum")
-    rows = case.tokens[:8]
+    rows = case.hypothesis.tokens[:8]
     with pytest.raises(InputError, match="unused changes no answer"):
         method.run(case.model, Hypothesis(model, {"unused": Location("z.0.h0")}, rows))
     with pytest.raises(InputError, match="nothing to exchange"):
@@ -129,12 +123,10 @@ def test_an_exchange_that_changes_nothing_shows_nothing() -> None:
 
 def test_random_places_are_of_the_same_kind() -> None:
     case = trained("modular_sum")
-    assert case.hypothesis is not None
     other = interchange.elsewhere(case.model, case.hypothesis, torch.Generator().manual_seed(0))
     assert other is not None
     assert not {*other.sites} & {*case.hypothesis.sites}
     directed = compiled("sort")
-    assert directed.hypothesis is not None
     turned = interchange.elsewhere(directed.model, directed.hypothesis, torch.Generator().manual_seed(0))
     assert turned is not None
     rank = turned.locations["rank"].directions

@@ -6,7 +6,8 @@
 3. What stands at the variables' locations in the sources' own runs is put there, and the network's answers are read.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +83,28 @@ def draw(
     return Exchanges(base, sources, due[pair, wanted], changed[pair, wanted])
 
 
+def exchanges(
+    hypothesis: Hypothesis, rows: Rows, largest: int, source: torch.Generator
+) -> tuple[list[Exchanges], tuple[str, ...]]:
+    """Each variable alone, then sets of them from one source and from one each; and what could not be shown.
+
+    Raises `InputError` where no exchange changes an answer.
+    """
+    found, notes = [], []
+    for names, multiple in _sets(hypothesis.model.inner, largest):
+        try:
+            found.append(draw(hypothesis, names, rows, source, multiple))
+        except InputError as error:
+            notes.append(f"Not tried: {error}")
+    if not found:
+        raise InputError(
+            notes[0].removeprefix("Not tried: ")
+            if notes
+            else "the causal model has no variable but the answer; there is nothing to exchange"
+        )
+    return found, tuple(notes)
+
+
 def bases(hypothesis: Hypothesis, count: int, source: torch.Generator) -> Rows:
     """So many rows, each once if there are enough."""
     total = len(hypothesis.tokens)
@@ -118,21 +141,22 @@ def exchanged(
 
     values: at the hypothesis' sites, of all rows, as the network computes them by itself.
     """
-    base = some[0].base
-    variants = []
-    for one in some:
-        edits = [
-            edit
-            for name in one.names
-            for edit in hypothesis.locations[name].edits(
-                {site: values[site][one.sources[name]] for site in hypothesis.locations[name].sites}
-            )
-        ]
-        variants.append(Variant(tuple(edits)))
     site = Site("logits", positions=places(hypothesis))
-    found = sweep(model, hypothesis.tokens[base], variants, read=[site])
+    found = sweep(model, hypothesis.tokens[some[0].base], variants(hypothesis, values, some), read=[site])
     recorder.include(found.cost)
     return found.values[site]
+
+
+def variants(hypothesis: Hypothesis, values: dict[Site, Tensor], some: Sequence[Exchanges]) -> list[Variant]:
+    """The exchanges as edits of the base rows."""
+    found = []
+    for one in some:
+        edits = []
+        for name in one.names:
+            location = hypothesis.locations[name]
+            edits += location.edits({site: values[site][one.sources[name]] for site in location.sites})
+        found.append(Variant(tuple(edits)))
+    return found
 
 
 def places(hypothesis: Hypothesis) -> tuple[int, ...]:
@@ -198,3 +222,11 @@ def elsewhere(model: Model, hypothesis: Hypothesis, source: torch.Generator) -> 
 def _component(site: Site) -> Site:
     """The head or MLP that a site is of, whatever positions it selects."""
     return Site(site.part, site.layer, heads=site.heads, stack=site.stack)
+
+
+def _sets(names: tuple[str, ...], largest: int) -> Iterator[tuple[tuple[str, ...], bool]]:
+    for size in range(1, min(largest, len(names)) + 1):
+        for some in itertools.combinations(names, size):
+            yield some, False
+            if size > 1:
+                yield some, True

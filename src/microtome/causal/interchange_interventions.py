@@ -12,8 +12,6 @@ since many exchanges change nothing; read the share among those that change the 
 nothing of variables that were not exchanged, nor of inputs unlike these.
 """
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,8 +25,8 @@ from microtome.causal.interchange import (
     Exchanges,
     agreement,
     bases,
-    draw,
     elsewhere,
+    exchanges,
     places,
     right,
     said_by_itself,
@@ -37,7 +35,6 @@ from microtome.core import config as base
 from microtome.core import result
 from microtome.core.card import Card
 from microtome.core.cost import measure
-from microtome.core.errors import InputError
 from microtome.core.provenance import Provenance, model_hash
 from microtome.core.shapes import Shape, Table
 from microtome.data.causal_model import UNASKED
@@ -166,36 +163,6 @@ def run(model: Model, data: Hypothesis, config: Config | None = None) -> Result:
         notes=(*notes, card.misleads),
         scope=card.scope,
     )
-
-
-def exchanges(
-    hypothesis: Hypothesis, rows: Tensor, largest: int, source: torch.Generator
-) -> tuple[list[Exchanges], tuple[str, ...]]:
-    """Each variable alone, then sets of them from one source and from one each; and what could not be shown.
-
-    Raises `InputError` where no exchange changes an answer.
-    """
-    found, notes = [], []
-    for names, multiple in _sets(hypothesis.model.inner, largest):
-        try:
-            found.append(draw(hypothesis, names, rows, source, multiple))
-        except InputError as error:
-            notes.append(f"Not tried: {error}")
-    if not found:
-        raise InputError(
-            notes[0].removeprefix("Not tried: ")
-            if notes
-            else "the causal model has no variable but the answer; there is nothing to exchange"
-        )
-    return found, tuple(notes)
-
-
-def _sets(names: tuple[str, ...], largest: int) -> Iterator[tuple[tuple[str, ...], bool]]:
-    for size in range(1, min(largest, len(names)) + 1):
-        for some in itertools.combinations(names, size):
-            yield some, False
-            if size > 1:
-                yield some, True
 
 
 def _name(one: Exchanges) -> str:
