@@ -10,6 +10,7 @@
 All that one step leaves to the next is in `state` and `held`: a learner can be kept, and go on as if nothing had been.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -152,38 +153,80 @@ class Learner:
     ) -> Taken:
         """One step. Raises `NotFiniteError`, with no weight changed, where the loss is none; `InputError` where no unit
         has been on for as long as makes one dead."""
-        recipe, self._rows = self.recipe, len(values)
+        recipe, self._rows = self.recipe, self.count_rows(values)
         scene = self.scene(values, wanted, target)
         outcome = self.variant.run(scene)
         loss = outcome.loss
         dead = self.dead
-        count = int(dead.sum())
+        count = self.count_dead(dead)
         if count == recipe.width:
             raise InputError(
                 f"all {count} units of {recipe.name} are dead at step {self.step}: none has been on for "
                 f"{int(self._patience)} rows. Lower the coefficient or the learning rate, or ask for more units on"
             )
         if count and recipe.dead_units == "auxk":
-            loss = loss + recipe.auxiliary * auxiliary_loss(scene, dead, self._left(scene, outcome))
-        if not bool(loss.isfinite()):
+            loss = loss + recipe.auxiliary * self.auxiliary(scene, dead, self._left(scene, outcome))
+        total = self.reported(loss)
+        if not math.isfinite(total):
             what = (
                 "the batch holds NaN or infinity"
                 if not bool(values.isfinite().all())
                 else "it grew without bound"
             )
             raise NotFiniteError(
-                f"the loss of {recipe.name} is {float(loss.detach())} at step {self.step}: {what}. Nothing of this step was "
-                "kept; " + ("mend the values" if "batch" in what else "lower the learning rate")
+                f"the loss of {recipe.name} is {total} at step {self.step}: {what}. Nothing of this step was kept; "
+                + ("mend the values" if "batch" in what else "lower the learning rate")
             )
         self._descend(loss, scene)
         with torch.no_grad():
-            on = outcome.drive.firing(outcome.codes)
-            self.idle = torch.where(on > 0, 0.0, self.idle + len(values))
-            self.variant.hold(scene, outcome.on)
+            fired, on = self.count_on(outcome)
+            self.idle = torch.where(fired > 0, 0.0, self.idle + self._rows)
+            self.variant.hold(scene, on)
             if self._to_resample():
                 self._resample(scene, outcome)
         self.step += 1
-        return Taken(float(loss.detach()), float(outcome.error.detach()), outcome.on, count)
+        return Taken(total, float(outcome.error.detach()), on, count)
+
+    # What is the same for one process, and different where several share the work (`parallel`):
+
+    @staticmethod
+    def first_rows(rows: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
+        """The whole of a batch that says the footing."""
+        return rows
+
+    @staticmethod
+    def keeps() -> bool:
+        """Whether this process writes what is kept."""
+        return True
+
+    def count_rows(self, values: Float[Tensor, "row d_read"]) -> int:
+        """Rows of the whole batch."""
+        return len(values)
+
+    def count_dead(self, dead: Bool[Tensor, " unit"]) -> int:
+        """Dead units of the whole dictionary."""
+        return int(dead.sum())
+
+    def count_on(self, outcome: Outcome) -> tuple[Float[Tensor, " unit"], float]:
+        """In how many rows of the whole batch each unit was on, and how many units of all in a row."""
+        return outcome.drive.firing(outcome.codes), outcome.on
+
+    def auxiliary(
+        self, scene: Scene, dead: Bool[Tensor, " unit"], left: Float[Tensor, "row d_write"]
+    ) -> Float[Tensor, ""]:
+        """The loss of dead units."""
+        return auxiliary_loss(scene, dead, left)
+
+    def reported(self, loss: Float[Tensor, ""]) -> float:
+        """The loss of the whole batch and dictionary."""
+        return float(loss.detach())
+
+    def pool_gradients(self) -> None:
+        """Make gradients those of the whole batch."""
+
+    def clip(self, most: float) -> None:
+        """Make the norm of all gradients together at most this."""
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), most)
 
     def _left(self, scene: Scene, outcome: Outcome) -> Float[Tensor, "row d_write"]:
         with torch.no_grad():
@@ -195,6 +238,7 @@ class Learner:
         self.adam.zero_grad()
         loss.backward()
         with torch.no_grad():
+            self.pool_gradients()
             self.variant.adjust(scene)
             decoder = parameters["decoder"]
             for name in self.masks:
@@ -203,7 +247,7 @@ class Learner:
                 gradient = _gradient(decoder)
                 gradient.addcmul_(decoder, (gradient * decoder).sum(-1, keepdim=True), value=-1)
             if recipe.clip is not None:
-                torch.nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
+                self.clip(recipe.clip)
             for group in self.adam.param_groups:
                 group["lr"] = self._rate()
             self.adam.step()

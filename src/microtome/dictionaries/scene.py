@@ -93,6 +93,10 @@ class Scene:
             written = written + self.x @ (skip.detach() if frozen else skip).mT
         return written
 
+    def pooled(self, paid: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """What is paid for all units, given what is paid for these; they are all, where one process holds them."""
+        return paid
+
     def error(self, drive: Drive, codes: Tensor, frozen: bool = False) -> Float[Tensor, ""]:
         """How far what codes write is from what is wanted, averaged over prefixes."""
         return self.target(self.rebuilt(drive, codes, frozen), self.wanted).mean()

@@ -78,6 +78,7 @@ def train(
     keep_every: int = 500,
     provenance: Provenance | None = None,
     target: Target | OwnUnits = squared_error,
+    learner: type[Learner] = Learner,
     device: torch.device | str | None = None,
     report: Report | None = None,
 ) -> list[Trained]:
@@ -86,7 +87,8 @@ def train(
     stream: batches by number, whose sites lie side by side. layout: which of them are read, which written; by default
     all are both. held_out: rows like the stream's, to measure on. folder: where the training is kept, and taken up
     where it was left; keep_every: so many steps. target: the loss, given what was rebuilt and what was wanted, both
-    as prepared, or as they were (`OwnUnits`, such as a loss of the model's outputs). report: called after each step
+    as prepared, or as they were (`OwnUnits`, such as a loss of the model's outputs). learner: of several processes
+    that share the work, `DataParallel` or `Sharded` (`parallel`). report: called after each step
     with its number and what each learner took (None if it is done).
 
     Raises `InputError` for a stream with fewer batches than steps, sites it does not bring, and where all units are
@@ -104,7 +106,7 @@ def train(
     sites = stream.sites or (Site.module("values"),)
     layout = layout or Layout(sites, sites)
     reader = _Reader(stream, sites, layout, device)
-    learners = _begin(reader, recipes, layout)
+    learners = _begin(reader, recipes, layout, learner)
     log: list[list[Measured]] = [[] for _ in recipes]
     kept = None
     if folder is not None:
@@ -117,8 +119,8 @@ def train(
     step = 0
     if kept is not None and (found := kept.read()) is not None:
         step = found.step
-        for number, learner in enumerate(learners):
-            learner.restore(found.tensors[number], found.held[number], min(step, learner.recipe.steps))
+        for number, one in enumerate(learners):
+            one.restore(found.tensors[number], found.held[number], min(step, one.recipe.steps))
         log = [[Measured(**entry) for entry in entries] for entries in found.log]
 
     stream.seek(step)
@@ -128,19 +130,21 @@ def train(
         while step < steps:
             batch = reader.next()
             taken = [
-                _learned(learner, entries, batch, test or batch, target, every, kept)
-                for learner, entries in zip(learners, log, strict=True)
+                _learned(one, entries, batch, test or batch, target, every, kept)
+                for one, entries in zip(learners, log, strict=True)
             ]
             step += 1
             if report is not None:
                 report(step, taken)
             if kept is not None and (step % keep_every == 0 or step == steps or interruption.asked):
                 logs = [[asdict(entry) for entry in entries] for entries in log]
-                kept.write(step, [one.state() for one in learners], [one.held for one in learners], logs)
+                states = [one.state() for one in learners]
+                if learner.keeps():
+                    kept.write(step, states, [one.held for one in learners], logs)
             interruption.check()
     return [
-        Trained(learner.dictionary(provenance), learner.recipe, tuple(entries))
-        for learner, entries in zip(learners, log, strict=True)
+        Trained(one.dictionary(provenance), one.recipe, tuple(entries))
+        for one, entries in zip(learners, log, strict=True)
     ]
 
 
@@ -174,13 +178,17 @@ class _Reader:
         return read, columns(rows, self._sites, self.stream.widths, self.layout.writes)
 
 
-def _begin(reader: _Reader, recipes: Sequence[Recipe], layout: Layout) -> list[Learner]:
+def _begin(reader: _Reader, recipes: Sequence[Recipe], layout: Layout, kind: type[Learner]) -> list[Learner]:
     """Learners on their footings. Recipes that ask for the same footing share it."""
     reader.stream.seek(0)
     count = min(_FIRST, reader.stream.n_steps or _FIRST)
     batches = [reader.next() for _ in range(count)]
-    read = torch.cat([one for one, _ in batches])
-    first = (read, read) if layout.in_place else (read, torch.cat([other for _, other in batches]))
+    read = torch.cat([kind.first_rows(one) for one, _ in batches])
+    first = (
+        (read, read)
+        if layout.in_place
+        else (read, torch.cat([kind.first_rows(other) for _, other in batches]))
+    )
     footings: dict[tuple[str, str], tuple[Preparation, Preparation]] = {}
     learners = []
     for recipe in recipes:
@@ -188,7 +196,7 @@ def _begin(reader: _Reader, recipes: Sequence[Recipe], layout: Layout) -> list[L
         if ways not in footings:
             one = prepare(first[0], reader.widths[0], *ways)
             footings[ways] = (one, one if layout.in_place else prepare(first[1], reader.widths[1], *ways))
-        learners.append(Learner(recipe, layout, reader.widths, footings[ways], first))
+        learners.append(kind(recipe, layout, reader.widths, footings[ways], first))
     return learners
 
 
