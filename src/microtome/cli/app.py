@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 import microtome
 from microtome.core.errors import MicrotomeError
 
-COMMANDS: Final = ("study", "run", "show", "harvest", "units", "methods", "tasks", "testbeds", "grade")
+COMMANDS: Final = ("study", "run", "show", "harvest", "units", "methods", "tasks", "testbeds", "grade", "train")
 
 
 class Commands(TyperGroup):

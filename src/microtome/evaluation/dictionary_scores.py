@@ -38,6 +38,7 @@ from microtome.core.errors import InputError, StoreError
 from microtome.core.provenance import Provenance, model_hash
 from microtome.core.shapes import Cell, Curve, Shape, Table
 from microtome.core.site import Site
+from microtome.data.observed import as_prompts
 from microtome.dictionaries.dictionary import Dictionary
 from microtome.dictionaries.files import load
 from microtome.evaluation.absorption import absorption
@@ -86,7 +87,8 @@ class Config(base.Config):
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the rows. labels: latents by name, `[row]` or `[row, position]`, as the data is.
+    """What is known of the rows. labels: latents by name, `[row]` or `[row, position]`, as the data is. begins: whether
+    each row begins with a token that is no part of the text; it is left as it is, and not counted.
 
     features `[feature, d]`: the true directions of what is written; coefficients: of these, in the rows. parents
     `[feature]`: whose child each is, or -1.
@@ -96,6 +98,7 @@ class Known:
     features: Tensor | None = None
     coefficients: SparseCodes | None = None
     parents: Tensor | None = None
+    begins: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +160,7 @@ def report(
             0, f"{basis.name} was trained on another model ({trained_on[:12]}) than it is scored on."
         )
     with measure() as recorder, torch.no_grad():
-        values, target, real, digest = _rows(model, data, basis, config, recorder)
+        values, target, real, digest = _rows(model, data, basis, config, known.begins, recorder)
         known = replace(known, labels={name: label.flatten()[real] for name, label in known.labels.items()})
         scores = {AGAINST[0]: _scores(basis, values, target, config, known)}
         density = reconstruction(basis, values, target, config.dense)
@@ -171,12 +174,14 @@ def report(
                 basis, mixed[0], mixed[0] if basis.in_place else mixed[1], config, Known()
             )
             twin = random_twin(model, config.seed)
-            there, wanted, *_ = _rows(twin, data, basis, config, recorder)
+            there, wanted, *_ = _rows(twin, data, basis, config, known.begins, recorder)
             scores[AGAINST[3]] = _scores(basis, there, wanted, config, Known())
         if config.splice and _predicts(model, data, basis):
             bases = {AGAINST[0]: basis} | ({AGAINST[1]: frozen} if config.nulls else {})
+            ids = as_prompts(data, model.tokenizer)
+            places = range(1, ids.tokens.shape[1]) if known.begins and ids.mask is None else None
             for name, one in bases.items():
-                scores[name] |= spliced_loss(model, data, one, config.rows).numbers()
+                scores[name] |= spliced_loss(model, data, one, config.rows, places).numbers()
         elif config.splice:
             notes.append("Not spliced: the model predicts no tokens at the rows given.")
     names = list(scores[AGAINST[0]])
@@ -225,13 +230,15 @@ def _scores(
 
 
 def _rows(
-    model: Model, data: Any, basis: Basis, config: Config, recorder: Recorder
+    model: Model, data: Any, basis: Basis, config: Config, begins: bool, recorder: Recorder
 ) -> tuple[Float[Tensor, "row d_read"], Float[Tensor, "row d_write"], Bool[Tensor, " place"], str]:
     """What the basis reads and writes, one row a real token; which places these are; and the hash of the data."""
     found: dict[Site, Tensor] = {}
     digest = ""
     for site in dict.fromkeys((*basis.reads, *basis.writes)):
         read, digest = values_at(model, data, site, config.rows, recorder)
+        if begins:
+            read[:, 0] = torch.nan
         found[site] = read.flatten(0, 1)
     values = basis.rows_of(found)
     target = values if basis.in_place else torch.cat([found[site] for site in basis.writes], -1)

@@ -11,6 +11,7 @@ Misleads where ablation hurts enormously, as in a whole residual stream: then 0.
 itself stands beside it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,13 +61,17 @@ class SplicedLoss:
         }
 
 
-def spliced_loss(model: Model, data: Observed, basis: Basis, rows: int = 16) -> SplicedLoss:
-    """Measure a basis in its model. data: texts or token ids `[row, column]`; rows: in a pass.
+def spliced_loss(
+    model: Model, data: Observed, basis: Basis, rows: int = 16, positions: Sequence[int] | None = None
+) -> SplicedLoss:
+    """Measure a basis in its model. data: texts or token ids `[row, column]`; rows: in a pass. positions: where
+    the basis is spliced in, and what it writes set to zero; by default everywhere.
 
     Raises `InputError` where nothing has a next token, or the model's output is no distribution of tokens.
     """
     prompts = as_prompts(data, model.tokenizer)
-    ways: tuple[list[Edit], ...] = ([], splice(basis, error="drop"), [Zero(site) for site in basis.writes])
+    zeros: list[Edit] = [Zero(site if positions is None else site.at(*positions)) for site in basis.writes]
+    ways: tuple[list[Edit], ...] = ([], splice(basis, error="drop", positions=positions), zeros)
     losses, divergences = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     counted = predicted = 0
     for start in range(0, len(prompts.tokens), rows):

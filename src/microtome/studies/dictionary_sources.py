@@ -23,7 +23,7 @@ from microtome.bases.streams import ActivationStream, ArrayStream, Stream
 from microtome.core.errors import InputError
 from microtome.core.provenance import Provenance, model_hash
 from microtome.core.site import Site, as_site
-from microtome.data.corpus_rows import CorpusRows
+from microtome.data.corpus_rows import NO_TOKEN, CorpusRows
 from microtome.data.prompts import Prompts
 from microtome.data.tokens import token_text
 from microtome.evaluation.cases import case as case_of
@@ -31,6 +31,7 @@ from microtome.evaluation.dictionary_scores import Known
 from microtome.evaluation.grader import sites as sites_of
 from microtome.models.model import Model
 from microtome.testbeds.toys import planted_dictionary, synthetic_benchmark
+from microtome.testbeds.toys.network import model_of
 from microtome.testbeds.toys.planted_stream import Planted, PlantedStream
 
 HELD_OUT: Final = 0.1
@@ -42,8 +43,7 @@ _ROWS: Final = 64  # prompts in a pass
 class Source:
     """stream: batches. held_out: rows to measure on while training. model, data, known: what scores are taken on.
 
-    tokens `[row, position]`: the data's tokens as text, where there are any; real `[row * position]`: which of them are
-    no padding.
+    tokens: the data's tokens as text, a tuple for each of its rows, where there are any; those of `held_out`, in order.
     """
 
     name: str
@@ -81,9 +81,23 @@ class Source:
             [torch.cat([one.values[s] for s in values.sites], 1) for one in values.passes()]
         )
         prompts = _prompts(found.ids, found.mask, model)
-        text = tuple(tuple(prompts.token_strings[int(token)] for token in row) for row in found.ids.tolist())
+        text = tuple(
+            tuple(
+                prompts.token_strings[token] for token, there in zip(*both, strict=True) if there != NO_TOKEN
+            )
+            for both in zip(found.ids.tolist(), found.token.tolist(), strict=True)
+        )
         told = Provenance(model.name, model_hash(model.module.state_dict()), rows.corpus.hash)
-        return cls(model.name, stream, rows_held.float(), model, prompts, Known(), text, told)
+        return cls(
+            model.name,
+            stream,
+            rows_held.float(),
+            model,
+            prompts,
+            Known(begins=rows.begin is not None),
+            text,
+            told,
+        )
 
     @classmethod
     def of_case(cls, name: str, site: str, batch: int, seed: int) -> Self:
@@ -126,7 +140,7 @@ class Source:
         known = Known(features=planted.dictionary, coefficients=coefficients, parents=parents)
         bias: Tensor = planted.bias  # type: ignore[attr-defined]
         module = planted_dictionary.LinearMap(planted.dictionary, bias)
-        model = planted_dictionary.model_of(module, name)
+        model = model_of(module, name)
         data: dict[str, Tensor] = {"coefficients": chunk.coefficients(features)}
         if len(chunk.noise):
             data["noise"] = chunk.noise

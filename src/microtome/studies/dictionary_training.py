@@ -1,4 +1,4 @@
-"""What does `microtome train` do? Many dictionaries trained on one pass over a source, scored, kept, and told on a page.
+"""What does `microtome train` do? Many dictionaries trained on one pass over a source, scored, kept, told on a page.
 
 1. Every combination of width, units on, activation and seed is a recipe; all of them see the same batches.
 2. The training is kept in the folder every so often; the same plan in the same folder goes on where it stopped, with
