@@ -30,6 +30,7 @@ from torch import Tensor
 
 from microtome.bases.basis import Basis
 from microtome.bases.splice import splice
+from microtome.bases.stored import stored_basis
 from microtome.bases.unit_edits import zero
 from microtome.circuits.frozen_stream import FrozenStream
 from microtome.circuits.graph_influence import influence, prune, scores
@@ -74,6 +75,9 @@ card = Card(
 class Config(base.Config):
     """Settings of an attribution graph."""
 
+    dictionaries: tuple[str, ...] = Field(
+        (), description="Transcoders on disk, PATH or FORMAT:PATH; an MLP that none writes shows its neurons."
+    )
     row: int = Field(0, ge=0, description="Which of the prompts given.")
     logits: int = Field(10, ge=1, description="Likeliest next tokens to follow back, at most.")
     probability: float = Field(0.95, gt=0, le=1, description="Probability that they hold together, at least.")
@@ -158,8 +162,8 @@ class Result(result.Result):
 def run(model: Model, data: Observed, config: Config | None = None, bases: Sequence[Basis] = ()) -> Result:
     """Trace one prompt. data: prompts, texts, or rows of ids; `config.row` says which.
 
-    bases: transcoders, from `mlp_in` to `mlp_out`, of some or all layers; an MLP that none writes is taken apart into
-    neurons. Raises `InputError` for a row that is not there and for bases that do not fit, `FamilyError` where the
+    bases: transcoders, from `mlp_in` to `mlp_out`, of some or all layers, beside those of `config.dictionaries`; an MLP
+    that none writes is taken apart into neurons. Raises `InputError` for a row that is not there and for bases that do not fit, `FamilyError` where the
     stream is not additive or the contributions do not sum to what they should.
     """
     config = config or Config()
@@ -171,7 +175,8 @@ def run(model: Model, data: Observed, config: Config | None = None, bases: Seque
         ids = ids[prompts.mask[config.row].bool()]
     with measure() as recorder, torch.no_grad():
         stream = FrozenStream(model, ids[None])
-        parts = replaced_mlps(stream, bases, config.neurons)
+        chosen = [*bases, *map(stored_basis, config.dictionaries)]
+        parts = replaced_mlps(stream, chosen, config.neurons)
         answers, probability = likeliest(stream, config.probability, config.logits)
         traced = trace(parts, answers, probability, config.units, config.batch)
         found = traced.found

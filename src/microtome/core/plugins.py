@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from microtome.core.card import Card
 from microtome.core.errors import PluginError
 
-Kind = Literal["methods", "tasks", "families", "bases", "testbeds"]
+Kind = Literal["methods", "tasks", "families", "bases", "basis_files", "testbeds"]
 
 CONTRACT: Final = {
     "card": "a microtome.core.card.Card",
@@ -88,7 +88,9 @@ def _canonical(name: str) -> str:
 
 
 def _singular(kind: Kind) -> str:
-    return {"families": "family", "bases": "basis"}.get(kind, kind.removesuffix("s"))
+    return {"families": "family", "bases": "basis", "basis_files": "file format of bases"}.get(
+        kind, kind.removesuffix("s")
+    )
 
 
 def _known(name: str, known: tuple[str, ...]) -> str:
