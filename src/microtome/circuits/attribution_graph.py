@@ -163,8 +163,8 @@ def run(model: Model, data: Observed, config: Config | None = None, bases: Seque
     """Trace one prompt. data: prompts, texts, or rows of ids; `config.row` says which.
 
     bases: transcoders, from `mlp_in` to `mlp_out`, of some or all layers, beside those of `config.dictionaries`; an MLP
-    that none writes is taken apart into neurons. Raises `InputError` for a row that is not there and for bases that do not fit, `FamilyError` where the
-    stream is not additive or the contributions do not sum to what they should.
+    that none writes is taken apart into neurons. Raises `InputError` for a row that is not there and for bases that do
+    not fit, `FamilyError` where the stream is not additive or the contributions do not sum to what they should.
     """
     config = config or Config()
     prompts = as_prompts(data, model.tokenizer)
