@@ -90,12 +90,13 @@ def test_a_case_says_where_and_not_what() -> None:
 def test_answer_keys_tell_who_finds_planted_directions() -> None:
     """As many as dimensions: independent components, not principal ones. More than dimensions: nobody all of them."""
     cases = ["planted_dictionary/orthogonal", "planted_dictionary/sparse"]
-    found = Grades().with_more(grade([*plan(METHODS[:2], cases[:1]), *plan(METHODS, cases[1:])]))
+    quick = ("independent_components", "k_means", "random_dictionary")
+    found = Grades().with_more(grade([*plan(METHODS[:2], cases[:1]), *plan(quick, cases[1:])]))
     assert not found.troubles
     value = {(one.method, one.case): one for one in found.grades if one.score == "features, cosine"}
     assert value["independent_components", cases[0]].value > 0.98
     assert value["principal_components", cases[0]].value < 0.8
-    for name in METHODS:
+    for name in quick:
         one = value[name, cases[1]]
         assert one.value < 0.9
         assert one.control is not None

@@ -92,7 +92,7 @@ class Result(result.Result):
 def run(card: Card, fit: Fit, model: Model, data: Any, config: Config) -> Result:
     """Read, fit, measure. Raises `InputError` where no site is named and the module has no map, and for too few rows;
     `SiteError` for a site that is not there."""
-    site = Site.parse(config.site) if config.site else _middle(model)
+    site = Site.parse(config.site) if config.site else middle(model)
     with measure() as recorder, torch.no_grad():
         values, digest = values_at(model, data, site, config.rows, recorder)
         fitted, others, note = _parted(values, config)
@@ -165,7 +165,8 @@ def values_at(
     return values, digest
 
 
-def _middle(model: Model) -> Site:
+def middle(model: Model) -> Site:
+    """The residual stream in the middle of a model. Raises `InputError` for a module without a map."""
     if not model.anatomies:
         raise InputError(f"{model.name} has no map of parts; name a site, such as site='path:NAME'")
     return Site("resid_post", model.n_layers // 2)
