@@ -53,7 +53,7 @@ def train(
     from microtome.cli.run import read_settings
     from microtome.store.whole_file import write_whole
     from microtome.studies.dictionary_page import report, summary
-    from microtome.studies.dictionary_training import Plan, train_dictionaries
+    from microtome.studies.dictionary_training import Plan, claim, train_dictionaries
     from microtome.view.terminal import terminal
 
     console = Console()
@@ -74,6 +74,7 @@ def train(
     }
     said = {name: value for name, value in given.items() if value not in ("", [], {}, None)}
     plan = Plan.of_file(config, said) if config is not None else Plan.read(said)
+    claim(out, plan)
     source = read_source(plan, out, console)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total}"))
     try:

@@ -21,7 +21,14 @@ from microtome.view.page import Section, page
 UNITS: Final = 6
 CONTEXTS: Final = 3  # strongest ones of a unit, and as many at random
 AROUND: Final = 10  # tokens before, and half as many after
-_FRONTIER: Final = ("explained_variance", "cross_entropy_recovered", "mcc", "f1", "best_unit_f1")
+_ALWAYS: Final = ("l0", "dead", "explained_variance", "relative_bias", "bits_a_row")
+_SOMETIMES: Final = ("cross_entropy_recovered", "mcc", "f1", "best_unit_f1")
+_FRONTIER: Final = ("explained_variance", *_SOMETIMES)
+_SHORT: Final = {
+    "explained_variance": "explained",
+    "cross_entropy_recovered": "recovered",
+    "best_unit_f1": "best unit",
+}
 
 
 def report(training: Training) -> str:
@@ -30,8 +37,8 @@ def report(training: Training) -> str:
     rows = training.scores[0].data.attrs["rows"]
     lead = (
         f"{len(training.trained)} dictionaries at {' '.join(map(str, source.stream.sites))} of {source.name}: "
-        f"{training.plan.steps} batches of {source.stream.batch_rows} rows; scored on {rows} rows that none was trained "
-        "on.",
+        f"{training.plan.steps} batches of {source.stream.batch_rows} rows; scored on {rows} rows that none was "
+        "trained on.",
         "Beside each score stands what a dictionary scores that has learned nothing. No score says that units mean "
         "anything to the network.",
     )
@@ -48,7 +55,7 @@ def report(training: Training) -> str:
 
 def summary(training: Training) -> Table:
     """What a terminal shows."""
-    return _summary(training)
+    return _summary(training, ("l0", "dead", "explained_variance"))
 
 
 def _reading(training: Training) -> str:
@@ -56,17 +63,17 @@ def _reading(training: Training) -> str:
     return f"L0: units on in a row ({asked} asked for). A row is one token, or one sample of a testbed."
 
 
-def _summary(training: Training) -> Table:
-    names = ["l0", "dead", "explained_variance", "relative_bias", "bits_a_row"]
-    names += [
-        name for name in ("cross_entropy_recovered", "mcc", "f1", "best_unit_f1") if _has(training, name)
-    ]
+def _summary(training: Training, always: Sequence[str] = _ALWAYS) -> Table:
+    names = [*always, *(name for name in _SOMETIMES if _has(training, name))]
     rows: list[tuple[Cell, ...]] = [
         (one.recipe.name, one.recipe.width, *(_number(scores, name) for name in names))
         for one, scores in zip(training.trained, training.scores, strict=True)
     ]
-    columns = ("dictionary", "width", *(name.replace("_", " ") for name in names))
-    caption = "dead: share of units that are never on; relative bias below 1: what is rebuilt is too small"
+    columns = ("dictionary", "width", *(_SHORT.get(name, name.replace("_", " ")) for name in names))
+    caption = (
+        "l0: units on in a row; dead: share of units that are never on; explained: share of the variance; recovered: "
+        "share of the cross-entropy; a relative bias below 1: what is rebuilt is too small"
+    )
     return Table("the dictionaries", columns, tuple(rows), caption)
 
 
@@ -112,8 +119,8 @@ def _curves(trained: Sequence[Trained]) -> tuple[Shape, ...]:
 def _stability(training: Training) -> Section:
     assert training.tree is not None
     text = (
-        "Each dictionary is matched with the next in the list, by what their units write. Two that differ in their seed "
-        "alone would be the same if the values said which units there are.",
+        "Each dictionary is matched with the next in the list, by what their units write. Two that differ in their "
+        "seed alone would be the same if the values said which units there are.",
     )
     return Section("Do units recur?", text, (training.tree.table(),))
 
@@ -149,8 +156,8 @@ def _units(training: Training) -> list[Section]:
         for kind, places in (("strongest", strongest), ("random", others)):
             shapes.append(_context(training, unit, kind, places, strength, ends, count))
     text = (
-        f"{UNITS} units of {one.recipe.name}, drawn at random; for each the {CONTEXTS} places of the held-out text where "
-        f"it is on most strongly, and {CONTEXTS} at random of those where it is on. The colour is its code.",
+        f"{UNITS} units of {one.recipe.name}, drawn at random; for each the {CONTEXTS} places of the held-out text "
+        f"where it is on most strongly, and {CONTEXTS} at random of those where it is on. The colour is its code.",
     )
     return [Section("Units at random", text, tuple(shapes))]
 

@@ -115,7 +115,7 @@ def train_dictionaries(
     folder = Path(folder)
     tell = progress or (lambda what, done, of: None)
     recipes = plan.recipes()
-    _claim(folder, plan)
+    claim(folder, plan)
     layout = plan.layout(source)
     trained = train(
         source.stream,
@@ -144,7 +144,7 @@ def train_dictionaries(
     return Training(plan, source, tuple(trained), tuple(scores), tuple(paths), tree)
 
 
-def _claim(folder: Path, plan: Plan) -> None:
+def claim(folder: Path, plan: Plan) -> None:
     """Make the folder this plan's, or see that it is."""
     path = folder / PLAN
     told = plan.model_dump(mode="json")
