@@ -91,6 +91,9 @@ class Config(base.Config):
     checked: int = Field(10, ge=0, description="Units to ablate in the model itself.")
 
 
+DRAWN = 32  # nodes in the picture; all that are kept are in the data
+
+
 @dataclass(frozen=True, eq=False)
 class Result(result.Result):
     """Nodes kept: `name`, `kind`, `layer`, `position`, `value`, `influence` `[node]`. Edges kept: `source`, `target`
@@ -106,29 +109,24 @@ class Result(result.Result):
 
     def shapes(self) -> tuple[Shape, ...]:
         data, told = self.data, self.data.attrs
-        rows = list(
-            zip(
-                *(
-                    data[one].values.tolist()
-                    for one in ("name", "label", "kind", "layer", "value", "influence")
-                ),
-                strict=True,
-            )
-        )
-        nodes = tuple(
-            Node(name, label, float(layer), share, kind, f"value {value:.3g}")
-            for name, label, kind, layer, value, share in rows
-        )
+        columns = ("name", "label", "kind", "layer", "value", "influence", "position")
+        rows = list(zip(*(data[one].values.tolist() for one in columns), strict=True))
         names = data["name"].values.tolist()
+        drawn = sorted(sorted(rows, key=lambda row: -row[5])[:DRAWN], key=lambda row: (row[3], row[6]))
+        shown = {row[0] for row in drawn}
+        nodes = tuple(
+            Node(name, _short(name, label, kind), float(layer), share, kind, f"{name}, value {value:.3g}")
+            for name, label, kind, layer, value, share, _ in drawn
+        )
+        ends = zip(*(data[one].values for one in ("source", "target", "weight")), strict=True)
         arcs = tuple(
             Arc(names[source], names[target], float(weight))
-            for source, target, weight in zip(
-                data["source"].values, data["target"].values, data["weight"].values, strict=True
-            )
+            for source, target, weight in ends
+            if {names[source], names[target]} <= shown
         )
         counted = (
-            f"{len(nodes)} of {told['nodes']} nodes, {len(arcs)} of {told['edges']} edges. Replacement "
-            f"{told['replacement']:.2f}, completeness {told['completeness']:.2f}; of what is kept "
+            f"{len(rows)} of {told['nodes']} nodes and {data.sizes['edge']} of {told['edges']} edges are kept. "
+            f"Replacement {told['replacement']:.2f}, completeness {told['completeness']:.2f}; of what is kept "
             f"{told['replacement_kept']:.2f}, {told['completeness_kept']:.2f}."
         )
         strongest = sorted(rows, key=lambda row: -row[5])
@@ -139,12 +137,19 @@ class Result(result.Result):
             )
         )
         return (
-            Graph("Attribution graph", nodes, arcs, "contribution", counted),
+            Graph(
+                "Attribution graph",
+                nodes,
+                arcs,
+                "contribution",
+                f"Drawn are the {len(nodes)} nodes of most influence, places from left to right. {counted}",
+            ),
             Table(
                 "Nodes of most influence",
                 ("node", "reads", "kind", "influence", "value"),
                 tuple(
-                    (name, label, kind, share, value) for name, label, kind, _, value, share in strongest[:20]
+                    (name, label, kind, share, value)
+                    for name, label, kind, _, value, share, _ in strongest[:20]
                 ),
                 f"Share of all paths to the answer. {counted}",
                 self.notes,
@@ -319,6 +324,13 @@ def _read_layers(parts: ReplacedMlps) -> list[float]:
         for layer, (which, _) in directions.reads.items():
             found[some[which]] = found[some[which]].clamp_max(layer)
     return torch.where(found.isfinite(), found, 0.0).tolist()
+
+
+def _short(name: str, label: str, kind: str) -> str:
+    """What stands in a box of the picture: a unit's number or `error`, and the token."""
+    if kind == "unit":
+        return f"{name.rpartition('.')[2].partition('@')[0]} ·{label}"
+    return f"error ·{label}" if kind == "error" else label
 
 
 def _text(model: Model, token: int) -> str:
