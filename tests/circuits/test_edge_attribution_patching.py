@@ -18,11 +18,20 @@ from microtome.models.random_twin import random_twin
 PATH = [("embed", "z.0.h1", "v"), ("z.0.h1", "z.1.h2", "v"), ("z.1.h2", "logits", "logits")]
 
 
-@pytest.mark.parametrize("integrate", ["no", "inputs", "edges"])
-@pytest.mark.parametrize("kind", ["resample", "mean"])
+@pytest.mark.parametrize(
+    ("integrate", "kind"),
+    [
+        ("no", "mean"),
+        ("inputs", "resample"),
+        ("activations", "resample"),
+        ("layers", "mean"),
+        ("edges", "mean"),
+        ("ends", "resample"),
+    ],
+)
 def test_a_planted_path_is_found_and_nothing_else(integrate: str, kind: str) -> None:
     model, pairs = planted()
-    found = method.run(model, pairs, method.Config(integrate=integrate, kind=kind, checked=0))
+    found = method.run(model, pairs, method.Config(integrate=integrate, kind=kind, checked=0, steps=2))
     circuit = found.circuit(3)
     assert {edge.ends for edge in circuit.edges} == set(PATH)
     assert all(edge.weight < 0 for edge in circuit.edges)
@@ -62,6 +71,64 @@ def test_gradients_on_the_way_add_up_to_the_whole_as_steps_grow(name: str, direc
         errors.append(abs(np.nansum(found.data["effect"].values) - whole))
     scale = np.nansum(np.abs(found.data["effect"].values))
     assert errors[1] < max(errors[0] / 4, 1e-3 * scale)
+
+
+def test_along_its_own_activations_the_edges_of_a_source_add_up_to_replacing_it() -> None:
+    """Integrated gradients are complete on a straight way; the midpoint rule's error falls with the steps' square."""
+    model, pairs = families.model("gptj"), random_pairs(1)
+    graph = EdgeGraph.of(model)
+    ((batch, ablation),) = EdgePairs(model, graph, pairs, "logit-difference").batches()
+    intact = batch.score(torch.zeros(graph.allowed.shape), ablation)
+    replaced = []
+    for column in range(len(graph.sources)):
+        cut = torch.zeros(graph.allowed.shape)
+        cut[:, column] = graph.allowed[:, column].float()
+        replaced.append(float((batch.score(cut, ablation) - intact).mean()))
+    errors = []
+    for steps in (1, 4):
+        config = method.Config(integrate="activations", steps=steps, checked=0)
+        sums = np.nansum(method.run(model, pairs, config).data["effect"].values, axis=0)
+        errors.append(np.abs(sums - np.array(replaced)).max())
+    assert errors[1] < max(errors[0] / 4, 1e-3 * np.abs(replaced).max())
+
+
+def test_at_both_ends_is_the_mean_of_two_gradients_with_the_plain_differences() -> None:
+    model, pairs = families.model("gpt2"), random_pairs(3)
+    graph = EdgeGraph.of(model)
+    there, here = (
+        method.run(model, pairs, method.Config(checked=0, direction=direction)).data["effect"].values
+        for direction in ("denoise", "noise")
+    )
+    found = method.run(model, pairs, method.Config(checked=0, integrate="ends")).data["effect"].values
+    # Of the reverse direction the differences have the other sign.
+    np.testing.assert_allclose(found[graph.allowed], ((here - there) / 2)[graph.allowed], atol=1e-6)
+
+
+def test_the_published_average_over_layers_is_the_mean_of_gradients_with_one_place_on_its_way() -> None:
+    model, pairs = families.model("gpt2"), random_pairs(2)
+    graph = EdgeGraph.of(model)
+    ((batch, ablation),) = EdgePairs(model, graph, pairs, "logit-difference").batches()
+    plain = batch.ablation("resample", batch.tokens)
+    gaps = ablation.writes - plain.writes
+    places = [slice(0, 1)]
+    for layer in range(model.n_layers):
+        first = graph.sources.index(f"z.{layer}.h0")
+        places += [
+            slice(first, first + model.n_heads),
+            slice(first + model.n_heads, first + model.n_heads + 1),
+        ]
+    total = torch.zeros(graph.allowed.shape)
+    for place in places:
+        cut = torch.zeros(graph.allowed.shape)
+        cut[:, place] = 0.5 * graph.allowed[:, place].float()
+        _, gradient = batch.gradient(ablation, cut)
+        present = batch.gradient(ablation, cut, gaps=gaps)[1]
+        # What a source on its way writes has not moved, so its own edges do not depend on whose differences these are.
+        torch.testing.assert_close(present[:, place], gradient[:, place], rtol=0, atol=1e-5)
+        total += present / (len(places) * len(pairs))
+    config = method.Config(integrate="layers", steps=1, checked=0)
+    found = method.run(model, pairs, config).data["effect"].values
+    np.testing.assert_allclose(found[graph.allowed], total[graph.allowed].numpy(), atol=1e-5)
 
 
 def test_the_edges_out_of_a_node_sum_to_the_node() -> None:

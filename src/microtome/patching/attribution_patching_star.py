@@ -10,7 +10,8 @@
    every pattern put back.
 4. Dropped gradients: effects through later parts may cancel, so that nothing is left of a part that matters. For each
    layer one more pass back leaves out the gradient through what that layer adds; the sizes are averaged over layers,
-   divided by one less, since a part gets nothing where its own layer is left out.
+   divided by one less, since a part gets nothing where its own layer is left out. The larger of this and the plain size
+   is taken: in a network of few layers leaving one out may leave nothing.
 5. A random sample of cells (part and position) is really patched, one at a time, and the error told.
 
 Reference: Kramár, Lieberum, Shah, Nanda (2024), AtP*: An efficient and scalable method for localizing LLM behaviour to
@@ -18,7 +19,7 @@ components. Misleads where effects bend elsewhere than in a softmax, and a size 
 and need not be an effect: read the plain estimate beside it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -81,8 +82,8 @@ class Config(base.Config):
 
 @dataclass(frozen=True, eq=False)
 class Result(result.Result):
-    """`size [node, column]`: mean size of the effect of patching a part at one column, averaged over dropped layers
-    where that is asked for. `effect [node, column]`: the mean signed estimate, nothing dropped.
+    """`size [node, column]`: mean size of the effect of patching a part at one column, or its average over dropped
+    layers where that is larger. `effect [node, column]`: the mean signed estimate, nothing dropped.
 
     Nodes are `q.L.hH`, `k.L.hH`, `v.L.hH` (keys and values by the heads that they have), `z.L.hH` and `mlp_out.L`;
     columns those of the batch, 0 where a prompt is padded. `sample_estimated`, `sample_exact [sample]`: mean signed
@@ -166,11 +167,11 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         raise InputError("rank is a count and has no gradient; use logit-difference or log-probability")
     with measure() as recorder:
         star = _Star(model, data, config, recorder)
-        effect = star.effects(())
+        effect = star.effects()
         sizes = effect.abs()
         if config.drop and model.n_layers > 1:
-            dropped = (star.effects(star.without(layer)).abs() for layer in range(model.n_layers))
-            sizes = sum(dropped, torch.zeros_like(effect)) / (model.n_layers - 1)
+            dropped = (star.effects(layer).abs() for layer in range(model.n_layers))
+            sizes = torch.maximum(sizes, sum(dropped, torch.zeros_like(effect)) / (model.n_layers - 1))
         guess, exact, names = star.sample(effect)
     arrays = xr.Dataset(
         {
@@ -239,13 +240,10 @@ class _Star:
         self._recorder.add(passes=1)
         return self._model.run(self._base.tokens, self._scores, edits, mask=self.contrast.pairs.mask).values
 
-    def without(self, layer: int) -> tuple[Edit, ...]:
-        """Nothing comes back through what this layer adds."""
-        added = (Site("attn_out", layer), Site("mlp_out", layer))
-        return tuple(Function(site, function=torch.detach) for site in added if self._model.has(site))
-
-    def effects(self, edits: Sequence[Edit]) -> Float[Tensor, "node row column"]:
-        """The estimate of every cell in every row, by the gradients of a pass with these edits."""
+    def effects(self, dropped: int | None = None) -> Float[Tensor, "node row column"]:
+        """The estimate of every cell in every row; with nothing coming back through what one layer adds."""
+        added = [] if dropped is None else [Site("attn_out", dropped), Site("mlp_out", dropped)]
+        edits = [Function(site, function=torch.detach) for site in added if self._model.has(site)]
         fixed = any(self._fixes.values())
         reads = [site.grad for site in (*self._wholes, *(self._patterns if fixed else ()))]
         metric, mask = self.contrast.metric, self.contrast.pairs.mask
@@ -253,7 +251,8 @@ class _Star:
         self._recorder.add(passes=2)
         real = self.contrast.batch.real(self._model.device)
         found = torch.cat([each for whole in self._wholes for each in self._of(whole, run.values)])
-        return found * real
+        kept = torch.tensor([site.layer != dropped for site in self.nodes], device=found.device)
+        return found * real * kept[:, None, None]
 
     def _of(
         self, whole: Site, gradients: Mapping[Site, Tensor]
