@@ -1,14 +1,20 @@
 """Coded dictionaries are bases; K-SVD and online learning find planted directions, and their objectives fall."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from microtome.core import plugins
 from microtome.core.errors import InputError
-from microtome.dictionaries.coders import k_svd, online
+from microtome.dictionaries.coders import k_svd, online_dictionary_learning
 from microtome.dictionaries.coders.coded_dictionary import CodedDictionary
 from microtome.dictionaries.coders.lasso import Lasso
 from microtome.dictionaries.coders.pursuit import OrthogonalMatchingPursuit
+from microtome.evaluation.marks import marks
+from microtome.testbeds.toys import planted_dictionary
+from microtome.testbeds.toys.planted_dictionary import SITE
 
 
 def planted(seed: int, rows: int, units: int, d: int, k: int) -> tuple[Tensor, Tensor]:
@@ -27,7 +33,7 @@ def recovered(true: Tensor, found: Tensor) -> float:
 
 def test_k_svd_finds_planted_directions() -> None:
     true, rows = planted(0, 1500, 24, 16, 2)
-    config = k_svd.Config(units=24, k=2, rounds=25, centre=False)
+    config = k_svd.Config(width=24, k=2, rounds=25, centre=False)
     basis = k_svd.fit(rows, "resid_post.0", config)
     assert recovered(true, basis.decoder) > 0.95
     # What luck gives: as many random directions.
@@ -41,7 +47,7 @@ def test_renewing_never_makes_the_rows_worse() -> None:
         _, rows = planted(1, 300, 20, 10, 3)
         decoder = k_svd.drawn(rows, 12, 0)
         coder = OrthogonalMatchingPursuit(3, nonnegative)
-        for _ in range(4):
+        for _ in range(2):
             codes = coder.codes(rows, decoder)
             used = codes.any(0)
             before = (rows - codes @ decoder).square().sum()
@@ -53,9 +59,9 @@ def test_renewing_never_makes_the_rows_worse() -> None:
 
 
 def test_online_learning_finds_planted_directions() -> None:
-    true, rows = planted(2, 4000, 24, 16, 2)
-    config = online.Config(units=32, penalty=0.1, passes=2, batch=250, centre=False)
-    basis = online.fit(rows, "resid_post.0", config)
+    true, rows = planted(2, 3000, 24, 16, 2)
+    config = online_dictionary_learning.Config(width=32, penalty=0.1, passes=2, batch=250, centre=False)
+    basis = online_dictionary_learning.fit(rows, "resid_post.0", config)
     assert recovered(true, basis.decoder) > 0.95
     assert float(basis.decoder.norm(dim=-1).max()) <= 1 + 1e-5
     start = k_svd.drawn(rows, 32, 0)
@@ -64,7 +70,7 @@ def test_online_learning_finds_planted_directions() -> None:
         lasso.objective(rows, basis.decoder, basis.encode(rows)).mean()
         < 0.7 * lasso.objective(rows, start, lasso.codes(rows, start)).mean()
     )
-    assert torch.equal(online.fit(rows, "resid_post.0", config).decoder, basis.decoder)
+    assert torch.equal(online_dictionary_learning.fit(rows, "resid_post.0", config).decoder, basis.decoder)
 
 
 def test_it_is_a_basis() -> None:
@@ -88,8 +94,30 @@ def test_it_is_a_basis() -> None:
 def test_bad_input() -> None:
     true, rows = planted(4, 20, 24, 16, 2)
     with pytest.raises(InputError, match="at least as many rows"):
-        k_svd.fit(rows, "resid_post.0", k_svd.Config(units=24))
+        k_svd.fit(rows, "resid_post.0", k_svd.Config(width=24))
     with pytest.raises(InputError, match="16 numbers"):
         CodedDictionary(["resid_post.0"], [15], true, Lasso(1.0))
     with pytest.raises(InputError, match="kept from batch to batch"):
-        online.learn([rows], true, Lasso(1.0), forget=0.0)
+        online_dictionary_learning.learn([rows], true, Lasso(1.0), forget=0.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        (k_svd, k_svd.Config(site=SITE, width=40, k=3, rounds=8)),
+        (
+            online_dictionary_learning,
+            online_dictionary_learning.Config(site=SITE, width=40, passes=1, control=False),
+        ),
+    ],
+)
+def test_as_methods_they_find_planted_features(method: Any, config: Any) -> None:
+    case = planted_dictionary.build("orthogonal")
+    result = method.run(case.model, case.tokens, config)
+    found = {mark.score: mark for mark in marks(result.answers(), case.truth, case.model)}
+    # Nearer to all of them than to what luck gives.
+    score = found["features, cosine"]
+    assert score.value > (1 + score.luck.max()) / 2
+    if config.control:
+        assert result.data.attrs["explained"] > result.data.attrs["explained_shuffled"] + 0.1
+    assert plugins.method(method.card.name) is method

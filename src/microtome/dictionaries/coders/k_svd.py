@@ -9,29 +9,65 @@ Aharon, Elad and Bruckstein (2006); power steps after Rubinstein, Zibulevsky and
 It misleads where rows are few for the number of directions: it ends in rows, not in parts.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from microtome.core.config import Config as BaseConfig
+from microtome.bases import fitted
+from microtome.bases.fitted import Result
+from microtome.core.card import Card
 from microtome.core.errors import InputError
 from microtome.core.site import Site
 from microtome.dictionaries.coders.coded_dictionary import CodedDictionary
 from microtome.dictionaries.coders.pursuit import OrthogonalMatchingPursuit
+from microtome.models.model import Model
+
+__all__ = ["Config", "Result", "card", "drawn", "fit", "renew", "run", "usual_width"]
+
+card = Card(
+    name="k_svd",
+    title="K-SVD",
+    question="Which directions let every value be made of k of them, without an encoder to learn?",
+    steps=(
+        "Begin with values drawn at random as directions.",
+        "Code all values by orthogonal matching pursuit.",
+        "Renew each direction, and how much of it there is, to lack least with the others as they are.",
+        "Put directions that are not used where a value is made worst, and repeat.",
+    ),
+    reference="Aharon, Elad and Bruckstein (2006), K-SVD; Rubinstein, Zibulevsky and Elad (2008)",
+    misleads=(
+        "Where values are few for the number of directions, it ends in values, not in parts. The network need "
+        "not read what no encoder could read off."
+    ),
+    needs="tokens",
+    causal="observation",
+    locality="global",
+    comprehensiveness="comprehensive",
+    claims=("directions",),
+)
+
+grading = ({"control": False, "rounds": 10},)  # the grader has a control of its own
 
 _POWER_STEPS = 3
 
 
-class Config(BaseConfig):
+class Config(fitted.Config):
     """Settings of K-SVD."""
 
-    units: int = Field(256, ge=1, description="how many directions")
-    k: int = Field(8, ge=1, description="how many of them a row may use")
-    rounds: int = Field(20, ge=1, description="how often all rows are coded")
-    nonnegative: bool = Field(True, description="whether codes may not be negative")
-    centre: bool = Field(True, description="whether the mean of the rows is taken away first")
-    seed: int = Field(0, description="of the rows it begins with")
+    width: int | None = Field(
+        None,
+        ge=1,
+        description="Directions; by default twice the numbers of a row, if rows are twice as many.",
+    )
+    k: int | None = Field(
+        None, ge=1, description="How many a row may use; by default an eighth of its numbers."
+    )
+    rounds: int = Field(20, ge=1, description="How often all rows are coded.")
+    nonnegative: bool = Field(True, description="Whether codes may not be negative.")
+    centre: bool = Field(True, description="Whether the mean of the rows is taken away first.")
 
 
 @torch.no_grad()
@@ -40,11 +76,21 @@ def fit(values: Float[Tensor, "row d"], site: Site | str, config: Config | None 
     config = config or Config()
     centre = values.mean(0) if config.centre else torch.zeros_like(values[0])
     rows = values - centre
-    coder = OrthogonalMatchingPursuit(config.k, config.nonnegative)
-    decoder = drawn(rows, config.units, config.seed)
+    coder = OrthogonalMatchingPursuit(config.k or max(1, values.shape[1] // 8), config.nonnegative)
+    decoder = drawn(rows, config.width or usual_width(rows), config.seed)
     for _ in range(config.rounds):
         renew(rows, decoder, coder.codes(rows, decoder), config.nonnegative)
-    return CodedDictionary((site,), (decoder.shape[-1],), decoder, coder, centre, "k_svd")
+    return CodedDictionary((site,), (decoder.shape[-1],), decoder, coder, centre, card.name)
+
+
+def run(model: Model, data: Any, config: Config | None = None) -> Result:
+    """Fit and measure; see `microtome.bases.fitted`."""
+    return fitted.run(card, fit, model, data, config or Config())
+
+
+def usual_width(rows: Float[Tensor, "row d"]) -> int:
+    """Twice as many directions as dimensions; fewer where there are not twice as many rows again."""
+    return max(1, min(2 * rows.shape[1], len(rows) // 2))
 
 
 def drawn(rows: Float[Tensor, "row d"], units: int, seed: int) -> Float[Tensor, "unit d"]:

@@ -11,32 +11,65 @@ It misleads as the lasso does: codes are shrunk by the penalty, so compare at eq
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from microtome.core.config import Config as BaseConfig
+from microtome.bases import fitted
+from microtome.bases.fitted import Result
+from microtome.core.card import Card
 from microtome.core.errors import InputError
 from microtome.core.site import Site
 from microtome.dictionaries.coders.coded_dictionary import CodedDictionary
 from microtome.dictionaries.coders.coder import batches
-from microtome.dictionaries.coders.k_svd import drawn
+from microtome.dictionaries.coders.k_svd import drawn, usual_width
 from microtome.dictionaries.coders.lasso import Lasso
+from microtome.models.model import Model
+
+__all__ = ["Config", "Result", "card", "fit", "learn", "run"]
+
+card = Card(
+    name="online_dictionary_learning",
+    title="Online dictionary learning",
+    question="Which directions let values be made of few, learnt a batch at a time with codes solved for?",
+    steps=(
+        "Code a batch by the lasso.",
+        "Add the codes' products with each other, and with the values, to two running sums.",
+        "Renew each direction to the best with the others as they are, no longer than 1.",
+        "Put directions that are not used where a value is made worst, and take the next batch.",
+    ),
+    reference="Mairal, Bach, Ponce and Sapiro (2010), Online learning for matrix factorization and sparse coding",
+    misleads=(
+        "Codes are shrunk by the penalty, so compare at equal L0 only after a refit. The network need not read "
+        "what no encoder could read off."
+    ),
+    needs="tokens",
+    causal="observation",
+    locality="global",
+    comprehensiveness="comprehensive",
+    claims=("directions",),
+)
+
+grading = ({"control": False},)  # the grader has a control of its own
 
 
-class Config(BaseConfig):
+class Config(fitted.Config):
     """Settings of online dictionary learning."""
 
-    units: int = Field(256, ge=1, description="how many directions")
-    penalty: float = Field(0.1, gt=0, description="of the lasso, in units of the values")
-    nonnegative: bool = Field(True, description="whether codes may not be negative")
-    batch: int = Field(256, ge=1, description="how many rows at a time")
-    passes: int = Field(2, ge=1, description="how often all rows are gone through")
-    forget: float = Field(0.99, gt=0, le=1, description="how much of the sums is kept from batch to batch")
-    centre: bool = Field(True, description="whether the mean of the rows is taken away first")
-    seed: int = Field(0, description="of the rows it begins with, and of their order")
+    width: int | None = Field(
+        None,
+        ge=1,
+        description="Directions; by default twice the numbers of a row, if rows are twice as many.",
+    )
+    penalty: float = Field(0.1, gt=0, description="Of the lasso, in root mean square lengths of a row.")
+    nonnegative: bool = Field(True, description="Whether codes may not be negative.")
+    batch: int = Field(256, ge=1, description="How many rows at a time.")
+    passes: int = Field(2, ge=1, description="How often all rows are gone through.")
+    forget: float = Field(0.99, gt=0, le=1, description="How much of the sums is kept from batch to batch.")
+    centre: bool = Field(True, description="Whether the mean of the rows is taken away first.")
 
 
 def fit(values: Float[Tensor, "row d"], site: Site | str, config: Config | None = None) -> CodedDictionary:
@@ -46,9 +79,18 @@ def fit(values: Float[Tensor, "row d"], site: Site | str, config: Config | None 
     rows = values - centre
     order = torch.Generator().manual_seed(config.seed)
     stream = (batch for _ in range(config.passes) for batch in batches(rows, config.batch, order))
-    lasso = Lasso(config.penalty, config.nonnegative)
-    decoder = learn(stream, drawn(rows, config.units, config.seed), lasso, config.forget)
-    return CodedDictionary((site,), (decoder.shape[-1],), decoder, lasso, centre, "online")
+    length = float(rows.square().sum(-1).mean().sqrt())
+    if not length > 0:
+        raise InputError("the values are the same in all rows; there is nothing to be found in them")
+    lasso = Lasso(config.penalty * length, config.nonnegative)
+    start = drawn(rows, config.width or usual_width(rows), config.seed)
+    decoder = learn(stream, start, lasso, config.forget)
+    return CodedDictionary((site,), (decoder.shape[-1],), decoder, lasso, centre, card.name)
+
+
+def run(model: Model, data: Any, config: Config | None = None) -> Result:
+    """Fit and measure; see `microtome.bases.fitted`."""
+    return fitted.run(card, fit, model, data, config or Config())
 
 
 @torch.no_grad()
