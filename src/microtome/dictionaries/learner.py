@@ -209,7 +209,8 @@ class Learner:
 
     def count_on(self, outcome: Outcome) -> tuple[Float[Tensor, " unit"], float]:
         """In how many rows of the whole batch each unit was on, and how many units of all in a row."""
-        return outcome.drive.firing(outcome.codes), outcome.on
+        fired = outcome.drive.firing(outcome.codes)
+        return fired, float(fired.double().sum()) / outcome.drive.rows
 
     def auxiliary(
         self, scene: Scene, dead: Bool[Tensor, " unit"], left: Float[Tensor, "row d_write"]

@@ -44,11 +44,6 @@ class Outcome:
     drive: Drive
     codes: Tensor
 
-    @property
-    def on(self) -> float:
-        """Units on in a row."""
-        return float(self.codes.detach().count_nonzero()) / self.drive.rows
-
 
 class Variant(ABC):
     """One kind of dictionary. What it holds from step to step lies in `held`, by name."""
@@ -132,7 +127,7 @@ class _Positive(Variant):
 class _ReLU(_Positive):
     def run(self, scene: Scene) -> Outcome:
         drive = self.positive(scene)
-        codes = drive.pre.relu()
+        codes = drive.pre.relu_()  # nobody needs what it was
         error = scene.error(drive, codes)
         return Outcome(error + self.paid(scene, drive, codes), error, drive, codes)
 
