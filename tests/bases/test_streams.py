@@ -36,7 +36,7 @@ def served(found: ActivationStream | ArrayStream, batches: int | None = None) ->
     return [batch[:, 0].long().tolist() for batch in taken]
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(
     tokens=st.integers(1, 60),
     batch=st.integers(1, 9),

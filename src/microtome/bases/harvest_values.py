@@ -3,8 +3,8 @@
     harvest.json             what was harvested, which shards are there, and whether that is all
     shard-00000.safetensors  token I64 [token]: numbers in the corpus; and for each site its values [token, d]
 
-1. So many passes make a shard, written whole; then the manifest, whole, says so. A kill between the two leaves a file
-   that no manifest names, and that is written over.
+1. Passes gather until they make a shard, written whole; then the manifest, whole, says so. A kill between the two
+   leaves a file that no manifest names, and that is written over.
 2. Going on begins at the first pass that the manifest does not name. The same passes give the same numbers, so that
    the folder is byte for byte what it would have been.
 
@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from microtome.bases.harvest import Harvest
+from microtome.bases.harvest import Harvest, Pass
 from microtome.core.errors import InputError, StoreError
 from microtome.core.site import Site, as_site
 from microtome.store.lock import lock
@@ -64,38 +64,39 @@ def harvest_values(
             if found := differences(told["identity"], identity):
                 raise StoreError(f"{folder} holds another harvest: {'; '.join(found)}. Give another folder")
         else:
-            one = sum(value.nbytes for value in harvest.one(0).values.values())
             told = {
                 "format": _FORMAT,
                 "version": _VERSION,
                 "identity": identity,
                 "passes": harvest.n_passes,
-                "passes_a_shard": max(1, shard_bytes // one),
+                "shard_bytes": shard_bytes,
+                "done": 0,
                 "shards": [],
             }
             _write(folder, told)
-        each = told["passes_a_shard"]
-        for number in range(len(told["shards"]), -(-harvest.n_passes // each)):
-            _write_shard(folder, told, harvest, number, progress)
+        gathered: list[Pass] = []
+        for one in harvest.passes(told["done"]):
+            gathered.append(one)
+            if progress is not None:
+                progress(one.number + 1, harvest.n_passes)
+            if _bytes(gathered) >= told["shard_bytes"] or one.number + 1 == harvest.n_passes:
+                _write_shard(folder, told, gathered)
+                gathered = []
     return HarvestFolder.open(folder)
 
 
-def _write_shard(
-    folder: Path, told: dict[str, Any], harvest: Harvest, number: int, progress: Progress | None
-) -> None:
-    each = told["passes_a_shard"]
-    passes = []
-    for at in range(number * each, min((number + 1) * each, harvest.n_passes)):
-        passes.append(harvest.one(at))
-        if progress is not None:
-            progress(at + 1, harvest.n_passes)
-    columns = {str(site): torch.cat([one.values[site] for one in passes]).cpu() for site in harvest.sites}
+def _write_shard(folder: Path, told: dict[str, Any], passes: list[Pass]) -> None:
+    columns = {str(site): torch.cat([one.values[site] for one in passes]).cpu() for site in passes[0].values}
     columns["token"] = torch.cat([one.token for one in passes])
-    write_whole(
-        folder / _shard(number), save({name: column.contiguous() for name, column in columns.items()})
-    )
+    content = save({name: column.contiguous() for name, column in columns.items()})
+    write_whole(folder / _shard(len(told["shards"])), content)
     told["shards"].append(len(columns["token"]))
+    told["done"] = passes[-1].number + 1
     _write(folder, told)
+
+
+def _bytes(passes: list[Pass]) -> int:
+    return sum(value.nbytes for one in passes for value in one.values.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +116,10 @@ class HarvestFolder:
         folder = Path(folder)
         told = _read(folder)
         shards = tuple(told["shards"])
-        if len(shards) < -(-told["passes"] // told["passes_a_shard"]):
-            raise StoreError(f"{folder} is not finished ({len(shards)} shards are there); resume the harvest")
+        if told["done"] < told["passes"]:
+            raise StoreError(
+                f"{folder} is not finished ({told['done']} of {told['passes']} passes are there); resume the harvest"
+            )
         there = told["identity"].get("model_hash")
         if model_hash is not None and there != model_hash:
             raise StoreError(
@@ -193,11 +196,8 @@ def _read(folder: Path) -> dict[str, Any]:
         raise StoreError(f"{path} is not the manifest of a harvest; give another folder")
     if told.get("version") != _VERSION:
         raise StoreError(f"{path} has format version {told.get('version')}, this microtome reads {_VERSION}")
-    shapes = {"identity": dict, "shards": list, "passes": int, "passes_a_shard": int}
-    if (
-        any(not isinstance(told.get(part), kind) for part, kind in shapes.items())
-        or told["passes_a_shard"] < 1
-    ):
+    parts = {"identity": dict, "shards": list, "passes": int, "done": int, "shard_bytes": int}
+    if any(not isinstance(told.get(part), kind) for part, kind in parts.items()):
         raise StoreError(
             f"{path} is damaged (a part is missing); restore it from a copy, or harvest into another folder"
         )

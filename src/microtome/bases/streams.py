@@ -13,6 +13,7 @@ windows are harvested again. Nothing of the buffer need be saved.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -136,7 +137,7 @@ class ActivationStream:
             )
         self.span = span // batch_rows * batch_rows
         self.n_steps = None if epochs is None else epochs * self._in_epoch // batch_rows
-        first = harvest.one(0)
+        first = replace(harvest, together=1).one(0)  # a single row, for the widths
         self.widths = tuple(first.values[site].shape[1] for site in self.sites)
         example = first.values[self.sites[0]]
         slots = self.span if self.n_steps is None else min(self.span, self.n_steps * batch_rows)
