@@ -122,5 +122,10 @@ def read_source(plan: "Plan", out: Path, console: "Console") -> "Source":
     rows = rows_of(loaded, found, plan.columns, "packed")
     site = as_site(plan.site) if plan.site else Site("resid_post", loaded.n_layers // 2)
     sites = [site, *([as_site(plan.write)] if plan.write and as_site(plan.write) != site else [])]
+    unknown = getattr(loaded.tokenizer, "unk_token_id", None)
+    if unknown is not None and (share := float((found.tokens == unknown).mean())) > 0.01:
+        console.print(
+            f"{share:.0%} of the tokens are unknown to the tokenizer: it reads another text than you"
+        )
     console.print(f"{found.n_tokens} tokens in {len(found)} documents, {len(rows)} rows", highlight=False)
     return Source.of_corpus(loaded, rows, sites, plan.batch, plan.span, plan.steps, plan.seed)
