@@ -4,12 +4,20 @@ from typing import Final
 
 from microtome.core.errors import InputError
 from microtome.testbeds.case import Case, TestbedCard
-from microtome.testbeds.hand_set import exact_sums, planted_heads, planted_rules, rotated_stream, wired_heads
+from microtome.testbeds.hand_set import (
+    backup_heads,
+    exact_sums,
+    gates,
+    planted_heads,
+    planted_rules,
+    rotated_stream,
+    wired_heads,
+)
 
 card = TestbedCard(
     name="hand_set",
     title="Networks written by hand",
-    question="Does a method name planted heads, wires and rules, give exact sums, and notice a turned basis?",
+    question="Does a method name planted heads, wires and rules, give exact sums, notice backups and a turned basis?",
     reference="Elhage et al. (2021), A Mathematical Framework for Transformer Circuits, for the kinds of heads",
     kinds=("circuit", "roles", "rules", "quantities"),
     misleads="Written weights are clean: every head does one thing. A trained head does several, and less sharply.",
@@ -20,6 +28,9 @@ _BUILD: Final = {
     "induction_circuit": planted_heads.build,
     "wired_heads": wired_heads.build,
     "exact_sums": exact_sums.build,
+    "gates": gates.build,
+    "backup": backup_heads.build,
+    "no_backup": backup_heads.build,
     "skip_trigrams": planted_rules.skip_trigrams,
     "ngram_facts": planted_rules.ngram_facts,
     "straight": rotated_stream.build,
