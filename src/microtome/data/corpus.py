@@ -10,6 +10,7 @@ place in it, and what stands around it. On disk (`Corpus.write`) a corpus may be
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +77,7 @@ class Corpus:
         """The same in a folder, one document in memory at a time (and eight bytes for each). Raises as `of`."""
         folder = Path(folder)
         digest = hashlib.sha256()
-        lengths = [0]
+        lengths = array("q", [0])  # eight bytes for each document
         with Appended(folder / TOKENS, "tokens", _dtype(vocabulary)[0]) as file:
             for piece in _pieces(documents, vocabulary, at_least, at_most):
                 file.append(piece)

@@ -1,0 +1,68 @@
+"""A unit's page shows what its store says; with names of tokens where there are any."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from microtome.core.errors import InputError, StoreError
+from microtome.core.shapes import Curve, Table
+from microtome.data.corpus import STRINGS, Corpus
+from microtome.store.unit_page import unit_list, unit_page
+from microtome.store.unit_store import UnitStore
+from microtome.store.unit_writer import UnitWriter
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> UnitStore:
+    """60 tokens, 0 … 9 in each of 6 documents. Unit 0 is on at token 4 with 1, 2, … 6; unit 1 always alike; 2 never."""
+    Corpus.write([np.arange(10)] * 6, 10, tmp_path / "corpus")
+    token = np.arange(60)
+    on = np.stack([np.where(token % 10 == 4, token // 10 + 1, 0), np.ones(60), np.zeros(60)], 1)
+    with UnitWriter.open(tmp_path / "toy", {}, n_units=3, n_tokens=60) as writer:
+        at, unit = np.nonzero(on)
+        writer.append(at, unit, on[at, unit].astype(np.float32), seen=60)
+        writer.seal()
+    return UnitStore.open(tmp_path / "toy")
+
+
+def test_a_page_has_the_histogram_the_strongest_and_some_of_each_tenth(store: UnitStore) -> None:
+    curve, top, some = unit_page(store, 0, top=2, each=1)
+    assert isinstance(curve, Curve)
+    assert curve.y.sum() == 6
+    assert "6 of 60 tokens (10.000%)" in curve.caption
+    assert isinstance(top, Table)
+    assert [row[:3] for row in top.rows] == [(6.0, 5, 4), (5.0, 4, 4)]
+    assert top.rows[0][3] == " 0 1 2 3» 4« 5 6 7 8 9"
+    assert isinstance(some, Table)
+    assert sorted(row[0] for row in some.rows) == [1, 2, 3, 4, 5, 6]
+
+
+def test_names_of_tokens_are_shown_where_there_are_any(store: UnitStore) -> None:
+    path = store.folder.parent / "corpus" / STRINGS
+    path.write_text('["a","b","c","d","e","f","g","h","i","j"]')
+    opened = UnitStore.open(store.folder)
+    table = unit_page(opened, 0)[1]
+    assert isinstance(table, Table)
+    assert table.rows[0][3] == "abcd»e«fghij"
+    for damaged in ("[", "[1]", "{}"):
+        path.write_text(damaged)
+        with pytest.raises(StoreError, match="remove it, and tokens are shown by number"):
+            unit_page(UnitStore.open(store.folder), 0)
+
+
+def test_units_that_never_or_always_do_the_same_have_a_page(store: UnitStore) -> None:
+    (never,) = unit_page(store, 2)
+    assert never.caption == "at none of 60 tokens"
+    top, _ = unit_page(store, 1)
+    assert isinstance(top, Table)
+
+
+def test_units_are_listed_in_order(store: UnitStore) -> None:
+    assert [row[0] for row in unit_list(store, "density").rows] == [1, 0, 2]
+    assert [row[0] for row in unit_list(store, "largest").rows] == [0, 1, 2]
+    listed = unit_list(store, "number", 2)
+    assert [row[:3] for row in listed.rows] == [(0, 0.1, 6.0), (1, 1.0, 1.0)]
+    assert "2 of 3 units by number; 1 are never on; at each of 60 tokens 1.1 are on" in listed.caption
+    with pytest.raises(InputError, match="units are ordered by density, largest, number"):
+        unit_list(store, "beauty")
