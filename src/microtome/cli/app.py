@@ -14,7 +14,19 @@ from typer.core import TyperGroup
 import microtome
 from microtome.core.errors import MicrotomeError
 
-COMMANDS: Final = ("study", "run", "show", "harvest", "units", "methods", "tasks", "testbeds", "grade", "train")
+COMMANDS: Final = (
+    "study",
+    "run",
+    "show",
+    "harvest",
+    "units",
+    "methods",
+    "tasks",
+    "testbeds",
+    "grade",
+    "train",
+    "convert",
+)
 
 
 class Commands(TyperGroup):
