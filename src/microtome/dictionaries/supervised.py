@@ -3,7 +3,7 @@
 1. Each attribute (a square of a board, a part of speech) has one of a few values in each row, and each value a
    direction: the mean of the rows that have it, less the mean of all (`means`); or all directions at once by least
    squares (`together`), which tells apart attributes that come together.
-2. A row is the mean, and for each attribute the direction of its value: exactly one unit of each is on, with strength 1.
+2. A row is the mean, and for each attribute the direction of its value: exactly one unit of each is on, at strength 1.
 3. Codes are read off by a linear reader for each attribute (ridge regression), whose largest score decides; or taken
    from the labels (`codes_of`), which shows what the directions alone can do.
 
