@@ -41,7 +41,7 @@ def test_the_backup_is_found_and_makes_up_for_what_is_known(kind: str) -> None:
 
 
 def test_importance_without_compensation_is_what_was_hidden() -> None:
-    """Zeroed, the main head seems to do nothing: its backup says the same. With that held or gone it does everything."""
+    """Zeroed, the main head seems to do nothing: its backup says the same. With that held or gone, it does all."""
     found = of(testbed.build("backup"), "zero")
     at = found.data["importance"].sel(ablated=MAIN)
     gap = found.data.attrs["gap"]
