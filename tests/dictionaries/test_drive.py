@@ -117,3 +117,17 @@ def test_units_and_rows_without_entries_have_no_gradient() -> None:
         name: found[name].abs().reshape(UNITS, -1).sum(-1) != 0 for name in ("encoder", "bias", "decoder")
     }
     assert all(mask.nonzero()[:, 0].tolist() == [0, 3] for mask in touched.values())
+
+
+def test_products_in_half_precision_are_near() -> None:
+    p = {name: tensor.detach().float() for name, tensor in draw(4).items()}
+    p = {name: tensor if name == "x" else tensor.requires_grad_() for name, tensor in p.items()}
+    found: list[dict[str, Tensor]] = []
+    for half in (False, True):
+        drive = DenseDrive(p["x"], p["centre"], p["encoder"], p["bias"], half)
+        loss = (drive.written(drive.pre.relu(), p["decoder"], (5, UNITS)) - 1).square().sum()
+        found.append(gradients(loss, p))
+    for name, gradient in found[0].items():
+        apart = (found[1][name] - gradient).norm() / gradient.norm()
+        assert 0 < float(apart) < 0.05, name
+        assert found[1][name].dtype == torch.float32

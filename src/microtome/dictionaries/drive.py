@@ -170,10 +170,11 @@ class _PreOfAll(torch.autograd.Function):
     """The product of all rows with all units; the centre's gradient costs a product with one vector."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, centre: Tensor, encoder: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, centre: Tensor, encoder: Tensor, bias: Tensor, half: bool) -> Tensor:
         centred = x - centre
         ctx.save_for_backward(centred, encoder)
-        return torch.addmm(bias, centred, encoder.mT)
+        ctx.half = half
+        return _product(centred, encoder.mT, half) + bias if half else torch.addmm(bias, centred, encoder.mT)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -181,11 +182,15 @@ class _PreOfAll(torch.autograd.Function):
         grad = grads[0]
         for_bias = grad.sum(0)
         for_centre = -(for_bias @ encoder) if ctx.needs_input_grad[1] else None
-        return None, for_centre, grad.mT @ centred, for_bias
+        return None, for_centre, _product(grad.mT, centred, ctx.half), for_bias, None
+
+
+def _product(left: Float[Tensor, "a b"], right: Float[Tensor, "b c"], half: bool) -> Float[Tensor, "a c"]:
+    return (left.bfloat16() @ right.bfloat16()).float() if half else left @ right
 
 
 class DenseDrive(Drive):
-    """All pre-activations: better where more than about a tenth of them are on."""
+    """All pre-activations: better where more than about a tenth of them are on. half: products in bfloat16."""
 
     def __init__(
         self,
@@ -193,9 +198,10 @@ class DenseDrive(Drive):
         centre: Float[Tensor, " d"],
         encoder: Float[Tensor, "unit d"],
         bias: Float[Tensor, " unit"],
+        half: bool = False,
     ) -> None:
-        self.rows, self.units = len(x), len(encoder)
-        self.pre = _PreOfAll.apply(x, centre, encoder, bias)  # type: ignore[no-untyped-call]
+        self.rows, self.units, self._half = len(x), len(encoder), half
+        self.pre = _PreOfAll.apply(x, centre, encoder, bias, half)  # type: ignore[no-untyped-call]
 
     def each(self, numbers: Float[Tensor, " unit"]) -> Float[Tensor, "row unit"]:
         return numbers.expand(self.rows, -1)
@@ -204,9 +210,11 @@ class DenseDrive(Drive):
         self, values: Tensor, decoder: Float[Tensor, "unit d"], prefixes: Sequence[int] = ()
     ) -> Float[Tensor, "*prefix row d"]:
         if not prefixes:
-            return values @ decoder
+            return _product(values, decoder, self._half)
         starts = (0, *prefixes[:-1])
-        parts = [values[:, a:b] @ decoder[a:b] for a, b in zip(starts, prefixes, strict=True)]
+        parts = [
+            _product(values[:, a:b], decoder[a:b], self._half) for a, b in zip(starts, prefixes, strict=True)
+        ]
         return torch.stack(parts).cumsum(0)
 
     def firing(self, values: Tensor) -> Float[Tensor, " unit"]:

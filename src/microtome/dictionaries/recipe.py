@@ -86,7 +86,10 @@ class Recipe(Config):
     clip: float | None = Field(
         1.0, gt=0, description="Largest norm of all gradients together; none: as they are."
     )
-    half: bool = Field(False, description="bfloat16 products; weights stay in float32. For GPUs.")
+    half: bool = Field(
+        False,
+        description="Products in bfloat16, weights in float32; sparse kinds choose exactly even so. For GPUs.",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":

@@ -78,7 +78,8 @@ class Scene:
 
     def dense(self) -> DenseDrive:
         """All pre-activations, with gradients."""
-        return DenseDrive(self.x, self.centre, self.parameters["encoder"], self.parameters["bias"])
+        parameters, half = self.parameters, self.recipe.half
+        return DenseDrive(self.x, self.centre, parameters["encoder"], parameters["bias"], half)
 
     def rebuilt(
         self, drive: Drive, codes: Tensor, frozen: bool = False

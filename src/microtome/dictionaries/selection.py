@@ -4,7 +4,8 @@
     batch_top_k   the largest of all rows together, so many
     above         all that exceed a floor of their unit
 
-Nothing here is differentiated. Each returns `Entries` and the pre-activations at them.
+Nothing here is differentiated. Each returns `Entries` and the pre-activations at them. half: products in bfloat16 say
+what is looked at, float32 what is chosen (`screening`).
 
 The k largest of a row lie in the k blocks whose largest members are largest: so blocks are compared first, and only
 their members after that. It is exact, and twice as fast as comparing all.
@@ -18,20 +19,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.dictionaries.drive import Entries
+from microtome.dictionaries.screening import Screen, largest_of
 
 _CHUNK: Final = 1 << 21  # pre-activations written at once: 8 MB, which stay in a processor's cache
 _BLOCK: Final = 16
-_ROUND: Final = 2.0**-8  # half the distance of neighbours in bfloat16, relative
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Entries that were chosen. pre `[entry]`. least: the smallest that was chosen; retried: rows chosen twice."""
+    """Entries that were chosen. pre `[entry]`. least: the smallest that was chosen."""
 
     entries: Entries
     pre: Float[Tensor, " entry"]
     least: float = 0.0
-    retried: int = 0
 
 
 def chunks(rows: int, units: int) -> int:
@@ -41,25 +41,38 @@ def chunks(rows: int, units: int) -> int:
 
 @torch.no_grad()
 def top_k(
-    x: Float[Tensor, "row d"], encoder: Float[Tensor, "unit d"], bias: Float[Tensor, " unit"], k: int
+    x: Float[Tensor, "row d"],
+    encoder: Float[Tensor, "unit d"],
+    bias: Float[Tensor, " unit"],
+    k: int,
+    half: bool = False,
 ) -> Selection:
     """The k largest pre-activations of each row, whatever their sign."""
-    units = []
-    values = []
-    for rows in x.split(chunks(len(x), len(encoder))):
+    count, size = len(x), chunks(len(x), len(encoder))
+    if not half:
+        unit, values = _largest_of(x, encoder, bias, k, size)
+    else:
+        unit, values, certified = largest_of(Screen(x, encoder, bias), k, size)
+        doubtful = (~certified).nonzero()[:, 0]
+        if len(doubtful):
+            unit[doubtful], values[doubtful] = _largest_of(x[doubtful], encoder, bias, k, size)
+    row = torch.arange(count, device=x.device).repeat_interleave(k)
+    return Selection(Entries(row, unit.flatten(), count, len(encoder)), values.flatten())
+
+
+def _largest_of(
+    x: Float[Tensor, "row d"],
+    encoder: Float[Tensor, "unit d"],
+    bias: Float[Tensor, " unit"],
+    k: int,
+    size: int,
+) -> tuple[Int[Tensor, "row k"], Float[Tensor, "row k"]]:
+    units, values = [], []
+    for rows in x.split(size):
         pre = torch.addmm(bias, rows, encoder.mT)
-        unit = largest(pre, k)
-        unit = unit.sort(-1).values
-        units.append(unit)
-        values.append(pre.gather(1, unit))
-    return _of(torch.cat(units), torch.cat(values), len(encoder))
-
-
-def _of(
-    unit: Int[Tensor, "row k"], values: Float[Tensor, "row k"], units: int, retried: int = 0
-) -> Selection:
-    row = torch.arange(len(unit), device=unit.device).repeat_interleave(unit.shape[1])
-    return Selection(Entries(row, unit.flatten(), len(unit), units), values.flatten(), retried=retried)
+        units.append(largest(pre, k).sort(-1).values)
+        values.append(pre.gather(1, units[-1]))
+    return torch.cat(units), torch.cat(values)
 
 
 def largest(pre: Float[Tensor, "row unit"], k: int) -> Int[Tensor, "row k"]:
@@ -80,12 +93,23 @@ def above(
     encoder: Float[Tensor, "unit d"],
     bias: Float[Tensor, " unit"],
     floor: Float[Tensor, " unit"],
+    half: bool = False,
 ) -> Selection:
     """All pre-activations larger than their unit's floor."""
-    found = [
-        _above(torch.addmm(bias, rows, encoder.mT), floor) for rows in x.split(chunks(len(x), len(encoder)))
-    ]
-    return _joined(found, chunks(len(x), len(encoder)), len(x), len(encoder))
+    size = chunks(len(x), len(encoder))
+    screen = Screen(x, encoder, bias) if half else None
+    found = []
+    for start in range(0, len(x), size):
+        rows = slice(start, start + size)
+        if screen is not None:
+            found.append(screen.above(rows, floor))
+            continue
+        pre = torch.addmm(bias, x[rows], encoder.mT)
+        # One number for each place: half the memory of two, and twice as fast.
+        place = (pre > floor).flatten().nonzero()[:, 0]
+        found.append((place // len(bias) + start, place % len(bias), pre.flatten()[place]))
+    row, unit, pre = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Selection(Entries(row, unit, len(x), len(encoder)), pre, float(pre.min()) if len(pre) else 0.0)
 
 
 @torch.no_grad()
@@ -95,38 +119,25 @@ def batch_top_k(
     bias: Float[Tensor, " unit"],
     count: int,
     guess: float = 0.0,
+    half: bool = False,
 ) -> Selection:
     """The `count` largest of all pre-activations that are positive; fewer where fewer are.
 
-    guess: something below the smallest that will be chosen makes it faster; it never changes what is chosen. A guess
-    that is too high is noticed, and all rows are looked at again.
+    guess: something below the smallest that will be chosen makes it faster; it never changes what is chosen. Without
+    one, it is made from the first rows. One that is too high is noticed, and all rows are looked at again.
     """
     size = chunks(len(x), len(encoder))
-    floor = max(guess, 0.0)
-    while True:
-        level = torch.full_like(bias, floor)
-        found = [_above(torch.addmm(bias, rows, encoder.mT), level) for rows in x.split(size)]
-        if floor == 0 or sum(len(pre) for _, _, pre in found) >= count:
-            break
-        floor = 0.0
-    whole = _joined(found, size, len(x), len(encoder))
+    floor = guess
+    if floor <= 0:
+        sample = torch.addmm(bias, x[:size], encoder.mT).flatten()
+        twice = min(len(sample), 2 * count * min(size, len(x)) // len(x) + 1)
+        floor = max(0.0, float(sample.topk(twice, sorted=False).values.min()))
+    whole = above(x, encoder, bias, torch.full_like(bias, floor), half)
+    if floor > 0 and len(whole.pre) < count:
+        whole = above(x, encoder, bias, torch.zeros_like(bias), half)
     if len(whole.pre) <= count:
         return whole
     best = whole.pre.topk(count, sorted=False).indices.sort().values
-    entries = whole.entries
-    pre = whole.pre[best]
-    return Selection(
-        Entries(entries.row[best], entries.unit[best], entries.rows, entries.units), pre, float(pre.min())
-    )
-
-
-def _above(pre: Float[Tensor, "row unit"], floor: Float[Tensor, " unit"]) -> tuple[Tensor, Tensor, Tensor]:
-    place = (pre > floor).flatten().nonzero()[:, 0]
-    return place // pre.shape[1], place % pre.shape[1], pre.flatten()[place]
-
-
-def _joined(found: list[tuple[Tensor, Tensor, Tensor]], size: int, rows: int, units: int) -> Selection:
-    row = torch.cat([row + number * size for number, (row, _, _) in enumerate(found)])
-    unit = torch.cat([unit for _, unit, _ in found])
-    pre = torch.cat([pre for _, _, pre in found])
-    return Selection(Entries(row, unit, rows, units), pre, float(pre.min()) if len(pre) else 0.0)
+    entries, pre = whole.entries, whole.pre[best]
+    kept = Entries(entries.row[best], entries.unit[best], entries.rows, entries.units)
+    return Selection(kept, pre, float(pre.min()))

@@ -117,7 +117,7 @@ class _Positive(Variant):
         if scene.held["density"] > _DENSE:
             return scene.dense()
         floor = torch.zeros_like(scene.parameters["bias"])
-        return scene.sparse(above(*scene.product, floor))
+        return scene.sparse(above(*scene.product, floor, self.recipe.half))
 
     def hold(self, scene: Scene, on: float) -> None:
         scene.held["density"] = on / self.recipe.width
@@ -160,7 +160,7 @@ class _Gated(_Positive):
 class _TopK(Variant):
     def run(self, scene: Scene) -> Outcome:
         k = int(self.recipe.on)
-        chosen = top_k(*scene.product, k * self.recipe.multi)
+        chosen = top_k(*scene.product, k * self.recipe.multi, self.recipe.half)
         drive = scene.sparse(chosen)
         codes = drive.pre.relu()
         if self.recipe.multi == 1:
@@ -185,7 +185,9 @@ class _BatchTopK(Variant):
         return max(1, round(self.recipe.on * len(scene.x)))
 
     def run(self, scene: Scene) -> Outcome:
-        chosen = batch_top_k(*scene.product, self._count(scene), 0.8 * scene.held["threshold"])
+        chosen = batch_top_k(
+            *scene.product, self._count(scene), 0.8 * scene.held["threshold"], self.recipe.half
+        )
         drive = scene.sparse(chosen)
         self._least = chosen.least
         codes = drive.pre.relu()
@@ -226,7 +228,7 @@ class _JumpReLU(Variant):
         window = self.recipe.window
         log_threshold = scene.parameters["log_threshold"]
         threshold = log_threshold.detach().exp()
-        drive = scene.sparse(above(*scene.product, threshold * (1 - window / 2)))
+        drive = scene.sparse(above(*scene.product, threshold * (1 - window / 2), self.recipe.half))
         codes = _Jump.apply(drive.pre, drive.each(log_threshold), window)  # type: ignore[no-untyped-call]
         near = (drive.pre.detach() / drive.each(threshold) - 1).abs() < window / 2
         self.slope = -drive.firing(near.to(codes.dtype)) / (window * drive.rows)

@@ -1,0 +1,74 @@
+"""Are planted features found, and are as many units on as were asked for? In full with `-m training`."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from microtome.dictionaries.recipe import Recipe, sweep
+from microtome.dictionaries.trainer import Trained, train
+from microtome.testbeds.toys.planted_dictionary import PlantedDictionary, Setting
+from microtome.testbeds.toys.planted_stream import PlantedStream
+
+KINDS = ("relu", "topk", "batch_topk", "jumprelu", "gated")
+
+
+def cosines(one: Trained, planted: PlantedDictionary) -> torch.Tensor:
+    """Between units that are ever on and features, `[unit, feature]`."""
+    held = planted.chunk(10**6, 4096).activations
+    alive = one.dictionary.encode_sparsely(held).unit.unique()
+    directions = functional.normalize(one.dictionary.directions()[alive], dim=-1)
+    return directions @ functional.normalize(planted.dictionary, dim=-1).mT
+
+
+def test_as_many_are_on_as_were_asked_for_with_nothing_else_said() -> None:
+    planted = PlantedDictionary(Setting(), 0)
+    held = planted.chunk(10**6, 4096).activations
+    recipes = [
+        Recipe(width=64, activation="jumprelu", l0=2.0, steps=150),
+        Recipe(width=64, activation="batch_topk", l0=2.0, steps=150),
+        Recipe(width=64, activation="jumprelu", l0=5.0, steps=150),
+    ]
+    for one in train(PlantedStream(planted, 256), recipes, held_out=held):
+        assert one.final.on == pytest.approx(one.recipe.on, rel=0.08)
+
+
+@pytest.mark.training
+@pytest.mark.truth
+@pytest.mark.parametrize("seed", [0, 1])
+def test_planted_features_are_found_at_the_true_width(seed: int) -> None:
+    planted = PlantedDictionary(
+        Setting(features=128, dimensions=64, highest=0.05, lowest=0.01, spread=50), seed
+    )
+    base = Recipe(width=128, l0=3, steps=4000, seed=seed)
+    recipes = sweep(base, activation=KINDS)
+    held = planted.chunk(10**6, 4096).activations
+    found = train(PlantedStream(planted, 512), recipes, held_out=held)
+    for one in found:
+        assert float(cosines(one, planted).max(0).values.mean()) >= 0.95, one.recipe.activation
+        if one.recipe.activation in ("jumprelu", "relu", "gated"):
+            assert one.final.on == pytest.approx(3, rel=0.05)
+    # The control: rows without features have none to find.
+    noise = torch.randn(64 * 512, 64, generator=torch.Generator().manual_seed(seed))
+    from microtome.bases.streams import ArrayStream
+
+    (control,) = train(ArrayStream(noise, 512), [Recipe(width=128, l0=3, steps=1000)])
+    assert float(cosines(control, planted).max(0).values.mean()) < 0.6
+
+
+@pytest.mark.training
+@pytest.mark.truth
+def test_a_power_below_one_finds_fewer_spurious_units_than_l1() -> None:
+    """At twice the true width and as many on, units that are on and near no feature."""
+    planted = PlantedDictionary(Setting(features=64, dimensions=48, highest=0.05, lowest=0.01, spread=50), 0)
+    base = Recipe(width=128, activation="relu", l0=planted.expected_on(), steps=4000, dead_units="no")
+    recipes = [base, base.model_copy(update={"penalty": "lp", "power": 0.5, "anneal": True})]
+    plain, bent = train(PlantedStream(planted, 512), recipes)
+
+    def spurious(one: Trained) -> int:
+        return int((cosines(one, planted).max(1).values < 0.9).sum())
+
+    assert spurious(bent) < spurious(plain)
+    assert (
+        float(cosines(bent, planted).max(0).values.mean())
+        >= float(cosines(plain, planted).max(0).values.mean()) - 0.01
+    )
