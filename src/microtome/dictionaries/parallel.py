@@ -12,7 +12,7 @@
    all offers are on, which are the k largest of all units. What they write is summed over processes.
 
 Both give what one process gives, up to the order of sums. Top-k, ReLU and gated units can be shared in both ways;
-batch-wide choices and thresholds, annealing and resampling cannot, and are refused; prefixes need all units together.
+JumpReLU and prefixes with rows shared; choices out of a whole batch, annealing and resampling cannot, and are refused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -85,7 +85,7 @@ class DataParallel(Learner):
         footing: tuple[Preparation, Preparation],
         first: tuple[Tensor, Tensor],
     ) -> None:
-        _check(recipe)
+        _check(recipe, ("topk", "relu", "gated", "jumprelu"))
         super().__init__(recipe, layout, widths, footing, first)
 
     @staticmethod
@@ -110,6 +110,9 @@ class DataParallel(Learner):
         for parameter in self.parameters.values():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = _summed(gradient) / _place()[1]
+        # How many units stand near their thresholds is counted apart from gradients.
+        if isinstance(slope := getattr(self.variant, "slope", None), Tensor):
+            slope.copy_(_summed(slope) / _place()[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +165,7 @@ class Sharded(Learner):
         footing: tuple[Preparation, Preparation],
         first: tuple[Tensor, Tensor],
     ) -> None:
-        _check(recipe)
+        _check(recipe, ("topk", "relu", "gated"))
         if recipe.prefixes or recipe.multi > 1:
             raise InputError(
                 "prefixes and multi-top-k need all units in one process; share rows instead (DataParallel)"
@@ -268,10 +271,10 @@ def _parameter_of(key: str) -> str:
     return parts[1] if len(parts) > 1 else key
 
 
-def _check(recipe: Recipe) -> None:
-    if recipe.activation in ("batch_topk", "jumprelu") or recipe.anneal or recipe.dead_units == "resample":
+def _check(recipe: Recipe, known: tuple[str, ...]) -> None:
+    if recipe.activation not in known or recipe.anneal or recipe.dead_units == "resample":
         raise InputError(
-            "several processes train topk, relu and gated, neither annealed nor resampled; "
+            f"several processes train {', '.join(known)} in this way, neither annealed nor resampled; "
             f"got {recipe.activation}{', annealed' * recipe.anneal}, dead units: {recipe.dead_units}"
         )
 
