@@ -241,7 +241,7 @@ def _explained(
     coder = OrthogonalMatchingPursuit(l0)
     complete = CodedDictionary.of(components, coder)
     dictionary = k_svd.fit(
-        first, "path:values", k_svd.Config(units=units, k=l0, nonnegative=False, seed=seed)
+        first, "path:values", k_svd.Config(width=units, k=l0, nonnegative=False, seed=seed)
     )
     mean = first.mean(0)
     return _share(complete, second, mean), _share(dictionary, second, mean), dictionary
