@@ -16,7 +16,7 @@ from microtome.dictionaries.activations import ReLU
 from microtome.dictionaries.dictionary import Dictionary
 from microtome.dictionaries.files import save
 from microtome.evaluation import dictionary_scores
-from microtome.evaluation.dictionary_nulls import random_directions, shuffled
+from microtome.evaluation.dictionary_nulls import gaussian, random_directions, shuffled
 from microtome.evaluation.dictionary_scores import Config, Known, report
 from microtome.models.load import load
 from microtome.testbeds.toys import planted_dictionary
@@ -136,6 +136,9 @@ def test_nulls_keep_what_they_should() -> None:
     mixed = shuffled(values, 0)
     assert torch.equal(mixed.sort(0).values, values.sort(0).values)
     assert not torch.equal(mixed, values)
+    normal = gaussian(values.repeat(40, 1), 0)
+    torch.testing.assert_close(normal.mean(0), values.mean(0), atol=0.03, rtol=0)
+    torch.testing.assert_close(normal.T.cov(), values.T.cov(), atol=0.03, rtol=0)
     basis = LinearBasis(SITE, torch.eye(32))
     frozen = random_directions(basis, values, values, 5.2, seed=0)
     assert frozen.n_units == 32

@@ -2,6 +2,7 @@
 
     random directions   as many units, with frozen random directions, the same number on in a row, one scale fitted
     shuffled values     the dictionary itself, on values whose dimensions are dealt out anew among rows
+    Gaussian values     the dictionary itself, on normally distributed values of the same mean and covariance
     random weights      the dictionary itself, on the values of the model with its weights shuffled
 
 Misleads: a dictionary trained anew on shuffled values, or on a random model, scores better than one that was trained
@@ -24,6 +25,15 @@ def shuffled(values: Float[Tensor, "row d"], seed: int) -> Float[Tensor, "row d"
     """Each dimension keeps its numbers, and has them in other rows."""
     source = torch.Generator().manual_seed(seed)
     return values.gather(0, torch.rand(values.shape, generator=source).argsort(0).to(values.device))
+
+
+def gaussian(values: Float[Tensor, "row d"], seed: int) -> Float[Tensor, "row d"]:
+    """As many rows of a normal distribution with the mean and covariance of the values."""
+    mean = values.double().mean(0)
+    centred = values.double() - mean
+    eigenvalues, vectors = torch.linalg.eigh(centred.mT @ centred / len(values))
+    drawn = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (drawn.to(values.device) * eigenvalues.clamp_min(0).sqrt() @ vectors.mT + mean).to(values.dtype)
 
 
 @torch.no_grad()

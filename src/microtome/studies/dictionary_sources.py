@@ -7,7 +7,7 @@ The planted testbeds make rows without end; of other testbeds the values of the 
 again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
@@ -113,22 +113,24 @@ class Source:
         place = as_site(asked[0])
         data = case.data("tokens")
         values, digest = values_at(case.model, data, place, _ROWS)
-        flat = values.flatten(0, 1)
-        flat = flat[~flat.isnan().any(-1)]
-        held = max(1, round(HELD_OUT * len(flat)))
-        order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))
-        stream = ArrayStream(flat[order[held:]], min(batch, len(flat) - held), seed, sites=(place,))
+        count = len(values)
+        if count < 2:
+            raise InputError(f"{name} has {count} row of data; none can be held out")
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        held, kept = order.tensor_split([max(1, round(HELD_OUT * count))])
+        flat = _real(values[kept])
+        stream = ArrayStream(flat, min(batch, len(flat)), seed, sites=(place,))
+        fits = (values.shape[:1], values.shape[:2])
         labels = {
-            key: label
+            key: label[held]
             for key, label in case.truth.labels.items()
-            if label.shape == values.shape[: label.dim()]
+            if label.shape in fits and (label.dim() == 2 or values.shape[1] == 1)
         }
-        known = Known(
-            {key: label for key, label in labels.items() if label.numel() == len(values.flatten(0, 1))}
-        )
         hashed = model_hash(case.model.module.state_dict())
         told = Provenance(case.model.name, hashed, digest)
-        return cls(name, stream, flat[order[:held]], case.model, data, known, provenance=told)
+        return cls(
+            name, stream, _real(values[held]), case.model, _rows(data, held), Known(labels), provenance=told
+        )
 
     @classmethod
     def _of_planted(cls, name: str, planted: Planted, batch: int) -> Self:
@@ -146,6 +148,19 @@ class Source:
             data["noise"] = chunk.noise
         told = Provenance(name, model_hash(module.state_dict()))
         return cls(name, stream, chunk.activations, model, data, known, provenance=told)
+
+
+def _real(values: Float[Tensor, "row position d"]) -> Float[Tensor, "place d"]:
+    """One row of numbers for each token that is no padding."""
+    flat = values.flatten(0, 1)
+    return flat[~flat.isnan().any(-1)]
+
+
+def _rows(data: Any, rows: Int[Tensor, " row"]) -> Any:
+    """Some rows of what methods are run on."""
+    if isinstance(data, Mapping):
+        return {name: one[rows] if isinstance(one, Tensor) else one for name, one in data.items()}
+    return data[rows]
 
 
 def _planted(bed: str, which: str, seed: int) -> Planted | None:
