@@ -8,7 +8,8 @@
   rule. It starts at the smallest circuit and not at nothing, so it is not the area above: perfect scores may give less
   than 1 and it knows nothing of ranks between its points.
 
-Reference: Conmy et al. (2023) for the task; Gupta et al. (2024), InterpBench; Mueller et al. (2025), MIB, for ten points.
+Reference: Conmy et al. (2023) for the task; Gupta et al. (2024), InterpBench; Mueller et al. (2025), MIB, for ten
+points.
 """
 
 from collections.abc import Set
@@ -82,14 +83,16 @@ def recovery(
     Raises `InputError` for a circuit or scores that name what the network does not have, and where there is nothing to
     tell apart because everything is true, or nothing.
     """
+    real: Set[str | tuple[str, str, str]]
     if isinstance(scores, EdgeScores):
         real = {edge.ends for edge in truth.edges}
-        graph.mask(real)
+        graph.mask(truth)
         graph.mask(scores.scores)
         names: list[str | tuple[str, str, str]] = [one for one in graph.edges() if one not in left_out]
     else:
         real = {name for name in truth.nodes if name != "logits"}
-        if unknown := (real | set(scores.scores)) - set(graph.sources) - {"logits"}:
+        unknown = {*truth.nodes, *scores.scores} - {*graph.sources, "logits"}
+        if unknown:
             raise InputError(
                 f"{min(unknown)} is no node of this network; was the circuit written for another model?"
             )
