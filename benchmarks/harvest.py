@@ -17,10 +17,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from clock import interleaved
 from microtome.bases.harvest import Harvest
+from microtome.bases.harvest_units import harvest_units
 from microtome.bases.harvest_values import harvest_values
 from microtome.bases.streams import ActivationStream, ArrayStream, stream
+from microtome.core.site import as_site
 from microtome.data.corpus import Corpus
 from microtome.data.corpus_rows import CorpusRows
+from microtome.dictionaries.activations import TopK
+from microtome.dictionaries.dictionary import Dictionary
 from microtome.models.load import load
 from microtome.models.model import Model
 
@@ -60,6 +64,18 @@ def to_disk(model: Model, sites: tuple[str, ...], gradients: bool = False) -> No
     with tempfile.TemporaryDirectory() as folder:
         wanted = [*sites, *(f"grad:{site}" for site in sites)] if gradients else sites
         harvest_values(Harvest.of(model, rows(), wanted, together=TOGETHER), folder)
+
+
+def units_kept(model: Model) -> None:
+    """Of a dictionary of 4 096 units, 32 on at a token; its encoding is part of the time."""
+    site, random = (as_site(SITES[0]),), torch.Generator().manual_seed(0)
+    encoder = torch.randn(4096, WIDTH, generator=random)
+    zeros = torch.zeros(WIDTH)
+    units = Dictionary(
+        "top", site, site, (WIDTH,), (WIDTH,), TopK(32), encoder, torch.zeros(4096), encoder, zeros, zeros
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        harvest_units(model, rows(), [units], folder, together=TOGETHER)
 
 
 def streamed(model: Model) -> None:
@@ -115,6 +131,7 @@ def main() -> None:
         ),
         "harvest, one site, to disk": lambda: to_disk(model, SITES),
         "harvest, three sites, to disk": lambda: to_disk(model, THREE),
+        "harvest, units of a dictionary of 4 096, sorted on disk": lambda: units_kept(model),
         "stream, one site (every value harvested once)": lambda: streamed(model),
     }
     spent = interleaved(work, 3)

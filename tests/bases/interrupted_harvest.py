@@ -87,7 +87,7 @@ def killed(folder: Path, at: int) -> bool:
 def kills(folder: Path) -> dict[str, int]:
     harvest(folder / "whole")
     struck = 0
-    while killed(folder / f"killed-{struck}", 1 + 9 * struck):
+    while killed(folder / f"killed-{struck}", 1 + 13 * struck):
         harvest(folder / f"killed-{struck}")
         struck += 1
     return {"struck": struck}
@@ -108,7 +108,7 @@ def full(folder: Path) -> dict[str, int]:
 def memory(folder: Path) -> dict[str, int]:
     """Kilobytes of peak memory; each corpus in a process of its own."""
     found = {}
-    for tokens in (2_000, 42_000):
+    for tokens in (2_000, 22_000):
         pipe, end = os.pipe()
 
         def work(tokens: int = tokens, end: int = end) -> None:

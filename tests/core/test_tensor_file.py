@@ -93,7 +93,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     at=st.integers(0, 10**6), byte=st.integers(0, 255), cut=st.integers(0, 10**6), action=st.integers(0, 2)
 )
