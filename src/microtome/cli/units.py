@@ -15,15 +15,22 @@ def units(
     n: Annotated[int, typer.Option("-n", min=1, help="How many examples, or how many units.")] = 10,
     order: Annotated[str, typer.Option(help="How units are listed: density, largest or number.")] = "density",
     seed: Annotated[int, typer.Option("--seed", "-s", help="Of the random examples.")] = 0,
+    label: Annotated[
+        str | None, typer.Option("--label", help="Say what the unit is; kept with the harvest.")
+    ] = None,
+    author: Annotated[str, typer.Option("--author", help="Who says so.")] = "me",
 ) -> None:
     """Show what a unit responds to, or list the units of a harvest."""
     from microtome.core.errors import InputError
+    from microtome.store.registry import Registry
     from microtome.store.unit_files import MANIFEST
     from microtome.store.unit_page import unit_list, unit_page
     from microtome.store.unit_store import UnitStore
     from microtome.view.terminal import terminal
 
-    folder = store
+    if label is not None and unit is None:
+        raise InputError("a label is of one unit; name it")
+    folder = store = store.resolve()
     if not (store / MANIFEST).exists():
         found = sorted(path.parent for path in store.glob(f"*/{MANIFEST}"))
         if len(found) > 1:
@@ -35,3 +42,10 @@ def units(
     console = Console()
     for shape in shapes:
         console.print(terminal(shape))
+    registry = folder.parent / "registry.sqlite"
+    if unit is not None and (label is not None or registry.exists()):
+        with Registry.open(registry) as opened_registry:
+            if label is not None:
+                opened_registry.label(folder.name, unit, label, author=author)
+            for row in opened_registry.labels(folder.name, unit):
+                console.print(f"{row['author']}, {row['date']}: {row['text']}", markup=False, highlight=False)
