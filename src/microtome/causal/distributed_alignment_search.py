@@ -33,7 +33,7 @@ from microtome.causal.interchange import (
     right,
     said_by_itself,
 )
-from microtome.causal.learned_subspace import Kind, Schedule, Subspace, learn, of_means
+from microtome.causal.learned_subspace import Kind, Schedule, Subspace, learn, means_by_value, of_means
 from microtome.causal.subspace_patching import dormant_share, effects, subspaces
 from microtome.core import config as base
 from microtome.core import result
@@ -294,12 +294,8 @@ class _Search:
 
     def _codes(self, values: Tensor, directions: Tensor) -> Float[Tensor, "value d"]:
         """The mean of what stands in the subspace, for each value of the variable that occurs."""
-        taken = self.learned.values[self.name]
-        if taken.shape != values.shape[:2]:
-            return directions
-        rows = values.flatten(2, -2).mean(2) if values.dim() > 3 else values
-        inside = rows @ directions.T @ directions
-        return torch.stack([inside[taken == value].mean(0) for value in taken.unique()])
+        means = means_by_value(self.learned, self.name, values)
+        return directions if means is None else means @ directions.T @ directions
 
 
 def _padded(some: list[object]) -> Float[np.ndarray, "variable row d"]:

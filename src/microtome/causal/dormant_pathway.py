@@ -35,8 +35,8 @@ class Parts:
     unread_share: of the subspace's squared length, how much lies in the null space.
     """
 
-    read: Float[Tensor, "direction d"]
-    unread: Float[Tensor, "direction d"]
+    read: Float[Tensor, "read d"]
+    unread: Float[Tensor, "unread d"]
     unread_share: float
 
 
@@ -122,7 +122,7 @@ def _norm(model: Model, role: str, layer: int | None) -> LinearNorm:
     return read_norm(module, model.sizes["d_model"], model.device)
 
 
-def _orthonormal(rows: Float[Tensor, "direction d"]) -> Float[Tensor, "direction d"]:
+def _orthonormal(rows: Float[Tensor, "direction d"]) -> Float[Tensor, "rank d"]:
     """Orthonormal rows of the same span; those that are nothing but rounding are left out."""
     if not len(rows):
         return rows

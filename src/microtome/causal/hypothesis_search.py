@@ -1,7 +1,7 @@
 """Where do the variables of an algorithm stand, and which of them are needed? The simplest hypothesis that survives.
 
-1. The inputs are split. On the first part every variable is exchanged at every head and MLP alone; where no one node
-   carries it, nodes are added while the share of right answers grows.
+1. The inputs are split. On the first part every variable is exchanged at every head and MLP alone; of nodes that do
+   not carry it alone, some are taken together while the share of right answers grows.
 2. For every set of the variables (the rest computed on the way), alignments are tried from the shortest on, until one
    survives: all exchanges of one and of two variables, and scrubbing.
 3. Length is in bits: which nodes, of all there are, and which edges, of all there could be.
@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -87,8 +87,9 @@ class Result(result.Result):
     """`alone [variable, node]`: share of rows answered as due when the variable is exchanged at that node alone, among
     rows whose answer changes.
 
-    By `hypothesis`: its `variables` and `nodes` as texts, `count` of variables, `bits`; `exchanged`, `scrubbed`: the
-    worst share on the rows searched; `held_out_exchanged`, `held_out_scrubbed`: on the others. `survives`,
+    By `hypothesis`: its `variables` and `nodes` as texts, `count` of variables, `bits`; `exchanged`,
+    `scrubbed`: the worst share on the rows searched, the latter NaN where the former is too small;
+    `held_out_exchanged`, `held_out_scrubbed`: on the others. `survives`,
     `confirmed`. Attributes: `best`, in words (empty: none); `twin_survivors` of `twin_tried` in random weights.
     """
 
@@ -279,9 +280,10 @@ class _Search:
         tried: dict[tuple[Site, ...], float] = {
             (node,): share for node, share in zip(self.nodes, alone, strict=True)
         }
-        best = max(tried, key=lambda nodes: tried[nodes])
-        while tried[best] < self.config.least and len(best) < self.config.nodes:
-            grown: list[tuple[Site, ...]] = [(*best, node) for node in self.nodes if node not in best]
+        few = [node for node in self.nodes if tried[node,] < self.config.least]
+        best: tuple[Site, ...] = max(((node,) for node in few), key=lambda nodes: tried[nodes], default=())
+        while len(best) < min(self.config.nodes, len(few)) and tried[best] < self.config.least:
+            grown: list[tuple[Site, ...]] = [(*best, node) for node in few if node not in best]
             tried |= dict(zip(grown, shares(grown), strict=True))
             larger = max(grown, key=lambda nodes: tried[nodes])
             if tried[larger] <= tried[best]:
@@ -311,19 +313,21 @@ class _Search:
         bits = self._bits(hypothesis)
         least = self.config.least
         moved, scrubbed = self._shares(hypothesis)
-        if not min(moved, scrubbed) >= least:
+        if not (moved >= least and scrubbed >= least):
             return Tried(hypothesis, bits, moved, scrubbed)
         again = self._shares(replace(hypothesis, tokens=self.second.tokens))
-        return Tried(hypothesis, bits, moved, scrubbed, *again, survives=True, confirmed=min(again) >= least)
+        confirmed = all(share >= least for share in again)
+        return Tried(hypothesis, bits, moved, scrubbed, *again, survives=True, confirmed=confirmed)
 
     def _shares(self, hypothesis: Hypothesis) -> tuple[float, float]:
-        """The worst share of all exchanges, and what scrubbing leaves of the accuracy."""
+        """The worst share of all exchanges, and what scrubbing leaves of the accuracy; NaN where exchanges fail."""
         source = torch.Generator().manual_seed(self.config.seed)
         some, _ = exchanges(hypothesis, bases(hypothesis, self.config.pairs, source), 2, source)
         hits, _ = agreement(self.model, hypothesis, some, self.recorder)
         moved = min(float(hit[one.changed].double().mean()) for hit, one in zip(hits, some, strict=True))
-        recovered = recovered_accuracy(self.model, hypothesis, 2, self.config.seed, self.recorder)
-        return moved, 0.0 if math.isnan(recovered) else recovered
+        if moved < self.config.least:
+            return moved, float("nan")
+        return moved, recovered_accuracy(self.model, hypothesis, 2, self.config.seed, self.recorder)
 
     def _bits(self, hypothesis: Hypothesis) -> float:
         """A bit and a choice for each node, a bit to end each variable's list, and the choice of each edge's source."""
@@ -334,5 +338,5 @@ class _Search:
         return nodes + edges * math.log2(len(names))
 
 
-def _texts(words: Sequence[str]) -> NDArray[np.str_]:
+def _texts(words: Sequence[str]) -> NDArray[Any]:
     return np.array(words, dtype=str)

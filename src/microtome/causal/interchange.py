@@ -159,6 +159,11 @@ def variants(hypothesis: Hypothesis, values: dict[Site, Tensor], some: Sequence[
     return found
 
 
+def counting(hypothesis: Hypothesis, name: str) -> Bool[Tensor, " column"]:
+    """At which places the variable's value changes an answer, for some row and the row after it."""
+    return hypothesis.model.matters(hypothesis.tokens, hypothesis.tokens.roll(-1, 0), name)
+
+
 def places(hypothesis: Hypothesis) -> tuple[int, ...]:
     """The columns where an answer is asked in some row."""
     columns: list[int] = hypothesis.asked.any(0).nonzero()[:, 0].tolist()

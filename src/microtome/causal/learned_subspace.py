@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
-from microtome.causal.interchange import Exchanges, places
+from microtome.causal.interchange import Exchanges, counting, places
 from microtome.causal.partial_swap import PartialSwap
 from microtome.core.cost import Recorder
 from microtome.core.errors import InputError
@@ -158,15 +158,29 @@ def learn(
 
 def of_means(
     hypothesis: Hypothesis, name: str, values: Float[Tensor, "row position *inner d"], count: int
-) -> Float[Tensor, "direction d"]:
+) -> Float[Tensor, "some d"]:
     """Orthonormal directions along which the site's mean moves most as the variable's value does, `count` at most."""
-    if hypothesis.values[name].shape != values.shape[:2]:
+    means = means_by_value(hypothesis, name, values)
+    if means is None:
         return values.new_zeros(0, values.shape[-1])
-    rows = values.flatten(2, -2).mean(2) if values.dim() > 3 else values
-    taken = hypothesis.values[name]
-    means = torch.stack([rows[taken == value].mean(0) for value in taken.unique()])
     _, size, directions = torch.linalg.svd(means - means.mean(0), full_matrices=False)
     return directions[size > 1e-6 * size.max().clamp_min(1e-30)][:count]
+
+
+def means_by_value(
+    hypothesis: Hypothesis, name: str, values: Float[Tensor, "row position *inner d"]
+) -> Float[Tensor, "value d"] | None:
+    """The mean at a site for each value of a variable that occurs, over the places where it counts.
+
+    `None` where the site has not all positions, so that it is not known which place is which.
+    """
+    taken = hypothesis.values[name]
+    if taken.shape != values.shape[:2]:
+        return None
+    rows = values.flatten(2, -2).mean(2) if values.dim() > 3 else values
+    counts = counting(hypothesis, name)
+    rows, taken = rows[:, counts], taken[:, counts]
+    return torch.stack([rows[taken == value].mean(0) for value in taken.unique()])
 
 
 def entropy(

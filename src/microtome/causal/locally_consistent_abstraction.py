@@ -26,6 +26,7 @@ from microtome.causal.interchange import (
     Exchanges,
     bases,
     check_fit,
+    counting,
     draw,
     places,
     right,
@@ -234,8 +235,7 @@ def _read(
     own = coordinates(location, values)
     moved = coordinates(location, after)
     known = hypothesis.values[child]
-    counts = hypothesis.model.matters(hypothesis.tokens, hypothesis.tokens.roll(-1, 0), child)
-    columns = counts.nonzero()[:, 0].tolist()
+    columns = counting(hypothesis, child).nonzero()[:, 0].tolist()
     hits = torch.ones(len(moved), dtype=torch.bool)
     readable = torch.ones(len(own), dtype=torch.bool)
     for column in columns:

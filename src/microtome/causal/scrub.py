@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microtome.causal.interchange import check_fit, places
+from microtome.causal.interchange import check_fit, counting, places
 from microtome.core.cost import Recorder
 from microtome.core.edits import Edit, Set
 from microtome.core.errors import InputError
@@ -145,11 +145,8 @@ class Scrub:
     @cached_property
     def _same(self) -> dict[str, Tensor]:
         """For each variable `[row, row]`: whether two rows agree on it wherever it counts."""
-        hypothesis = self.hypothesis
-        other = hypothesis.tokens.roll(-1, 0)
         found = {}
-        for name in hypothesis.model.inner:
-            counts = hypothesis.model.matters(hypothesis.tokens, other, name)
-            values = self.features[name][:, counts]
+        for name in self.hypothesis.model.inner:
+            values = self.features[name][:, counting(self.hypothesis, name)]
             found[name] = (values[:, None] == values[None]).all(-1)
         return found
