@@ -28,7 +28,6 @@ from pydantic import Field
 
 from microtome.core import config as base
 from microtome.core import result
-from microtome.core.answers import Answer, NodeScores
 from microtome.core.card import Card
 from microtome.core.cost import measure
 from microtome.core.errors import InputError
@@ -55,7 +54,6 @@ card = Card(
     misleads="Where heads differ in what they do for prompts of one behaviour, spread tells of prompts instead.",
     needs="pairs",
     causal="intervention",
-    claims=("nodes",),
 )
 
 
@@ -75,11 +73,6 @@ class Config(base.Config):
 class Result(result.Result):
     """`loss [behaviour, head]`: share of what is lost without any head. `synergy [behaviour, pair]`. `spread`, `n
     [behaviour]`; `load [head]`; `random_spread`, `random_load`: the same for prompts sorted at random."""
-
-    def answers(self) -> tuple[Answer, ...]:
-        """How much each head matters to the behaviour that needs it most."""
-        most = np.abs(self.data["loss"].values).max(axis=0).tolist()
-        return (NodeScores(dict(zip(self.data["head"].values.tolist(), most, strict=True))),)
 
     def shapes(self) -> tuple[Shape, ...]:
         data = self.data
