@@ -41,6 +41,16 @@ class LowRank:
         """Largest first."""
         return torch.linalg.svdvals(_triangle(self.left) @ _triangle(self.right.mT).mT)
 
+    def svd(
+        self,
+    ) -> tuple[
+        Float[Tensor, "*stack row rank"], Float[Tensor, "*stack rank"], Float[Tensor, "*stack rank column"]
+    ]:
+        """Left singular vectors, singular values, largest first, and right singular vectors as rows."""
+        left, right = torch.linalg.qr(self.left), torch.linalg.qr(self.right.mT)
+        turn, values, back = torch.linalg.svd(left.R @ right.R.mT, full_matrices=False)
+        return left.Q @ turn, values, back @ right.Q.mT
+
     def eigenvalues(self) -> Complex[Tensor, "*stack rank"]:
         """The eigenvalues that can differ from zero: those of the small matrix `right @ left`. Square matrices only."""
         if self.left.shape[-2] != self.right.shape[-1]:
