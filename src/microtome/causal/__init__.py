@@ -1,1 +1,1 @@
-"""Causal claims: algorithms stated as causal models, and tried on a network by intervention."""
+"""Floor 4, causal: algorithms as causal models, tried on a network by exchanging, scrubbing and searching."""
