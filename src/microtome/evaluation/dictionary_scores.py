@@ -52,6 +52,21 @@ from microtome.models.model import Model
 from microtome.models.random_twin import random_twin
 
 AGAINST: Final = ("dictionary", "random directions", "shuffled values", "Gaussian values", "random weights")
+_SHORT: Final = {
+    "explained_variance": "explained",
+    "relative_bias": "bias",
+    "cross_entropy": "loss",
+    "cross_entropy_spliced": "… spliced",
+    "cross_entropy_ablated": "… zeroed",
+    "cross_entropy_recovered": "… recovered",
+    "divergence": "KL",
+    "divergence_recovered": "KL recovered",
+    "bits_how_much": "bits: codes",
+    "bits_which": "bits: which",
+    "bits_left_out": "bits: rest",
+    "bits_a_row": "bits a row",
+    "bits_basis": "bits: basis",
+}
 _BINS: Final = np.arange(-6.0, 0.26, 0.25)
 
 card = Card(
@@ -117,8 +132,17 @@ class Result(result.Result):
         against = data["against"].values.tolist()
         rows: list[tuple[Cell, ...]] = []
         for name, found in zip(data["score"].values.tolist(), data["value"].values.tolist(), strict=True):
-            rows.append((name, *(None if math.isnan(number) else number for number in found)))
-        caption = f"{data.attrs['name']} at {data.attrs['sites']}, on {data.attrs['rows']} rows"
+            rows.append(
+                (
+                    _SHORT.get(name, name.replace("_", " ")),
+                    *(None if math.isnan(number) else number for number in found),
+                )
+            )
+        caption = (
+            f"{data.attrs['name']} at {data.attrs['sites']}, on {data.attrs['rows']} rows. explained: variance, 1 - fvu; "
+            "bias: below 1 what is rebuilt is too small; loss: cross-entropy in nats, with the dictionary spliced in, and "
+            "with zero in its place; bits: for which units are on, for their codes, for what is left out"
+        )
         title = "scores of the dictionary and its nulls"
         return (Table(title, ("score", *against), tuple(rows), caption, self.notes), self.histogram())
 
