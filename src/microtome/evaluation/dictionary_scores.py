@@ -139,9 +139,9 @@ class Result(result.Result):
                 )
             )
         caption = (
-            f"{data.attrs['name']} at {data.attrs['sites']}, on {data.attrs['rows']} rows. explained: variance, 1 - fvu; "
-            "bias: below 1 what is rebuilt is too small; loss: cross-entropy in nats, with the dictionary spliced in, and "
-            "with zero in its place; bits: for which units are on, for their codes, for what is left out"
+            f"{data.attrs['name']} at {data.attrs['sites']}, on {data.attrs['rows']} rows. explained: variance, "
+            "1 - fvu; bias: below 1 what is rebuilt is too small; loss: cross-entropy in nats, with the dictionary "
+            "spliced in, and with zero in its place; bits: for which units are on, for their codes, for what is left out"
         )
         title = "scores of the dictionary and its nulls"
         return (Table(title, ("score", *against), tuple(rows), caption, self.notes), self.histogram())
