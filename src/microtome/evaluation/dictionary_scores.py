@@ -141,7 +141,7 @@ class Result(result.Result):
         caption = (
             f"{data.attrs['name']} at {data.attrs['sites']}, on {data.attrs['rows']} rows. explained: variance, "
             "1 - fvu; bias: below 1 what is rebuilt is too small; loss: cross-entropy in nats, with the dictionary "
-            "spliced in, and with zero in its place; bits: for which units are on, for their codes, for what is left out"
+            "spliced in, and with zero in its place; bits: for which units are on, for their codes, for the rest"
         )
         title = "scores of the dictionary and its nulls"
         return (Table(title, ("score", *against), tuple(rows), caption, self.notes), self.histogram())
