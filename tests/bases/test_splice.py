@@ -105,6 +105,31 @@ def test_dropping_is_setting_what_the_codes_of_this_very_pass_make(name: str) ->
         assert near(logits(model, [before, *splice(basis, "drop")]), logits(model, [before, *by_hand]))
 
 
+@pytest.mark.parametrize("name", ["bert", "t5", "mixtral", "opt_post_norm"])
+def test_other_wirings_too(name: str) -> None:
+    """Encoders, both stacks of an encoder–decoder, mixtures of experts, norms behind the sum."""
+    model, tokens = families.model(name), families.inputs(name)
+    plain = model.run(tokens).logits
+    assert plain is not None
+    stack = "encoder/" if name == "t5" else ""
+    for site in (f"{stack}resid_post.1", "mlp_out.0"):
+        held = model.run(tokens, read=[site])[site].flatten(2).shape[-1]
+        basis = RandomUnits({site: held}, {site: held})
+        kept, frozen, dropped = (
+            model.run(tokens, edit=splice(basis, how)).logits for how in ("keep", "freeze", "drop")
+        )
+        assert kept is not None
+        assert frozen is not None
+        assert dropped is not None
+        assert torch.equal(kept, plain)
+        assert near(frozen, plain)
+        assert not near(dropped, plain)
+    if name == "t5":
+        across = RandomUnits({"encoder/mlp_out.0": 32}, {"mlp_out.0": 32})
+        with pytest.raises(InputError, match="positions are not the same"):
+            splice(across)
+
+
 def test_a_full_orthonormal_basis_says_everything() -> None:
     model = families.model("llama")
     rotation = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0]

@@ -6,8 +6,6 @@ Neurons, heads' coordinates, principal and independent components, singular vect
 kind; they differ in where their directions come from.
 """
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -67,14 +65,3 @@ class LinearBasis(Basis):
 
     def directions(self) -> Float[Tensor, "unit d_write"]:
         return self._directions
-
-    def first(self, units: Sequence[int]) -> "LinearBasis":
-        """Only these units, with their readers as they are."""
-        chosen = list(units)
-        return LinearBasis(
-            self.reads[0],
-            self._directions[chosen],
-            readers=self.readers[chosen],
-            centre=self.centre,
-            name=self.name,
-        )

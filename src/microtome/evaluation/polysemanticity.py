@@ -5,7 +5,7 @@
 2. Superposed? A dictionary of more directions than dimensions (K-SVD), and the components, each explain the other half
    of the values with the same few directions a row. What the dictionary explains more is its gain. It is compared with
    the gain on values made of the same components, each shuffled over the rows, where there is nothing to be gained:
-   features are more than dimensions if the gain exceeds that of every such control, and by at least `least`.
+   features are more than dimensions if there is a gain, and it exceeds that of every such control, by at least `least`.
 3. How many units hold a feature: its participation ratio, (Σ a²)² / Σ a⁴ over the units' shares a. About one:
    the units are the features. More, yet fewer than for 99 of 100 random directions: copies, which noise and dropout
    lead to. As many as for random ones: a rotation of the features, which another rotation undoes.
@@ -172,7 +172,7 @@ def examine(values: Float[Tensor, "row d"], config: Config) -> xr.Dataset:
         less, more, _ = _explained(components, mixed, half, units, l0, config.seed)
         control_gains.append(more - less)
     gain = overcomplete - complete
-    superposed = gain > max(control_gains) and gain - sum(control_gains) / config.controls >= config.least
+    superposed = gain - max(0.0, *control_gains) >= config.least
     if superposed:
         strength = dictionary.encode(values).square().mean(0)
         features = dictionary.directions() * strength.sqrt()[:, None]
