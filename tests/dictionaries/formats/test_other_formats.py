@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,28 @@ def test_gemma_scope(tmp_path: Path) -> None:
         assert all(np.array_equal(before[name], after[name]) for name in before.files)
     named = gemma_scope.read(tmp_path / "back", reads=["mlp_in.3"], writes=["mlp_out.3"])
     assert named.writes == (Site("mlp_out", 3),)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_second_gemma_scope(skip: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "resid_post/layer_9_width_16k_l0_small"
+    folder.mkdir(parents=True)
+    held = {name.lower(): t for name, t in square().items()} | {"threshold": drawn(UNITS, seed=6).abs()}
+    if skip:
+        held["affine_skip_connection"] = drawn(D, D)
+    save_file(held, folder / "params.safetensors")
+    found = gemma_scope.read(folder)
+    assert found.reads == (Site("resid_post", 9),)
+    pre = X @ held["w_enc"] + held["b_enc"]
+    codes = (pre > held["threshold"]) * pre.relu()
+    made = codes @ held["w_dec"] + held["b_dec"]
+    same(found, codes, made + X @ held["affine_skip_connection"] if skip else made)
+    gemma_scope.write(found, tmp_path / "back")
+    assert equal_files(folder / "params.safetensors", tmp_path / "back/params.safetensors")
+    gemma_scope.write(replace(found, recipe={}), tmp_path / "new")
+    assert (tmp_path / "new" / ("params.safetensors" if skip else "params.npz")).exists()
+    again = gemma_scope.read(tmp_path / "new", reads=["resid_post.9"])
+    torch.testing.assert_close(again.rebuilt(X, again.encode(X)), found.rebuilt(X, found.encode(X)))
 
 
 def test_gemma_scope_refuses(tmp_path: Path) -> None:
