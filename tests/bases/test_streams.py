@@ -1,6 +1,7 @@
 """Streams: every value once, well mixed, and every batch a function of its number."""
 
 from collections import Counter
+from contextlib import suppress
 from functools import cache
 from itertools import chain
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from microtome.bases.harvest import Harvest
+from microtome.bases.harvest import Harvest, Pass
 from microtome.bases.streams import ActivationStream, ArrayStream, stream
 from microtome.core.errors import InputError
 from microtome.data.corpus import Corpus
@@ -84,6 +85,27 @@ def test_batches_are_mixed_over_the_span() -> None:
     deviations = np.array([np.mean(one) - 499.5 for one in batches]) / 39.8
     assert np.abs(deviations).max() < 4
     assert 0.5 < np.square(deviations).mean() < 2
+
+
+def test_an_interrupted_harvest_leaves_the_stream_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = lambda: ActivationStream(numbered(40), 4, span=16, epochs=2)
+    want, run, calls = served(make()), Harvest.one, 0
+
+    def interrupted(self: Harvest, number: int) -> Pass:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 9, 16):
+            raise KeyboardInterrupt
+        return run(self, number)
+
+    found = make()
+    monkeypatch.setattr(Harvest, "one", interrupted)
+    got: list[list[int]] = []
+    while len(got) < len(want):
+        with suppress(KeyboardInterrupt):
+            got += served(found, 1)
+    assert got == want
+    assert calls > 16
 
 
 def test_seeds_decide_and_nothing_else() -> None:

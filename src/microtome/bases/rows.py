@@ -1,6 +1,6 @@
 """Which rows is a basis fitted to? A matrix in memory, or chunks that can be gone through again and again.
 
-What does not fit into memory is given as a function that starts over: `lambda: harvest.passes(…)`, a generator of
+What does not fit into memory is given as a function that starts over: `lambda: harvest.values()`, a generator of
 chunks `[row, d]`. Everything a classical fit needs of all rows (mean, covariance, sums by cluster) is then added up
 chunk by chunk.
 """

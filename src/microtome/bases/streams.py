@@ -174,7 +174,9 @@ class ActivationStream:
             self._freed = self._order[: self._size(window + 1)]
         chosen = self._order[served : served + self.batch_rows]
         batch = self._slots.index_select(0, chosen)
+        self._begun = False  # should the harvest be interrupted, the buffer is filled anew
         self._receive(self._freed[served : served + self.batch_rows])
+        self._begun = True
         self.step += 1
         return batch
 
