@@ -15,7 +15,7 @@ from microtome.core.errors import InputError, SiteError
 from microtome.core.result import Result
 from microtome.core.site import Site
 from microtome.data.prompts import Prompts
-from microtome.evaluation.grader import grade, plan, sites
+from microtome.evaluation.grader import Run, grade, sites
 from microtome.evaluation.grades import Grades
 from microtome.testbeds.case import Truth, Variable
 
@@ -91,7 +91,7 @@ def test_answer_keys_tell_who_finds_planted_directions() -> None:
     """As many as dimensions: independent components, not principal ones. More than dimensions: nobody all of them."""
     cases = ["planted_dictionary/orthogonal", "planted_dictionary/sparse"]
     quick = ("independent_components", "k_means", "random_dictionary")
-    found = Grades().with_more(grade([*plan(METHODS[:2], cases[:1]), *plan(quick, cases[1:])]))
+    found = Grades().with_more(grade([Run(cases[0], 0, METHODS[:2]), Run(cases[1], 0, quick)]))
     assert not found.troubles
     value = {(one.method, one.case): one for one in found.grades if one.score == "features, cosine"}
     assert value["independent_components", cases[0]].value > 0.98
@@ -105,7 +105,7 @@ def test_answer_keys_tell_who_finds_planted_directions() -> None:
 
 
 def test_variables_are_asked_at_their_own_sites() -> None:
-    found = Grades().with_more(grade(plan(["independent_components"], ["animals/every"])))
+    found = Grades().with_more(grade([Run("animals/every", 0, ("independent_components",))]))
     (one,) = [one for one in found.grades if one.score == "variables, cosine"]
     assert one.value > 0.98
     assert one.control is not None
