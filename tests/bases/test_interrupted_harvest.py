@@ -42,7 +42,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(played: Played) -> No
     assert len([name for name in whole if name.startswith("values/shard")]) >= 3
     for number in range(told["kills"]["struck"]):
         assert files(folder / f"killed-{number}") == whole
-        UnitStore.open(folder / f"killed-{number}" / "units" / "random").check()
+        for basis in ("random", "few"):
+            UnitStore.open(folder / f"killed-{number}" / "units" / basis).check()
 
 
 def test_a_full_disk_is_told_and_loses_nothing(played: Played) -> None:
