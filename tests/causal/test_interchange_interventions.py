@@ -134,3 +134,14 @@ def test_random_places_are_of_the_same_kind() -> None:
     np.testing.assert_allclose((rank @ rank.T).numpy(), np.eye(5), atol=1e-5)
     stream = directed.hypothesis.at(rank=Location("resid_post.2"))
     assert interchange.elsewhere(directed.model, stream, torch.Generator()) is None
+
+
+def test_of_many_sets_of_variables_some_are_drawn() -> None:
+    data = trained("modular_sum").hypothesis
+    source = torch.Generator().manual_seed(0)
+    rows = interchange.bases(data, 8, source)
+    every, notes = interchange.exchanges(data, rows, 3, 100, source)
+    assert (len(every), notes) == (3 + 2 * 4, ())
+    some, notes = interchange.exchanges(data, rows, 3, 2, source)
+    assert len(some) == 3 + 2
+    assert notes == ("Of 8 ways to exchange several variables, 2 were drawn at random.",)

@@ -3,8 +3,8 @@
 1. The rows of the hypothesis are split: a subspace is learned on one part and measured on the other.
 2. For each variable, directions at its site are turned until exchanging their span makes the network answer as the
    causal model does (`learned_subspace`: a rotation of given size, one whose size is learned, or a mask of units).
-   Where in the site the variable's values have their means is the first start, random directions are the others; the
-   one of smallest loss is kept.
+   Where in the site the variable's values have their means is the first start, at a tenth of the rate; random
+   directions are the others. Kept is the one that is right most often on what it learned from.
 3. On held-out rows the subspace is exchanged exactly: interchange-intervention accuracy.
 4. The same search in a network of random weights says what a search alone can do; and what the subspace does that its
    part read by later weights does not do, went through a dormant pathway (`dormant_pathway`).
@@ -262,8 +262,10 @@ class _Search:
         config, tried = self.config, []
         values = check_fit(model, self.learned)[self.site]
         width = values.shape[-1]
-        schedule = Schedule(config.steps, config.batch, config.rate, config.price)
         for start in range(config.starts):
+            # What starts near is not to be thrown off.
+            rate = config.rate if start or config.kind != "rotation" else config.rate / 10
+            schedule = Schedule(config.steps, config.batch, rate, config.price)
             first = of_means(self.learned, self.name, values, width) if start == 0 else None
             subspace = Subspace(config.kind, width, self.count, self.source, first)
             losses = learn(

@@ -74,6 +74,7 @@ class Config(base.Config):
     )
     nodes: int = Field(2, ge=1, description="Most nodes of one variable.")
     tries: int = Field(8, ge=1, description="Alignments tried for each set of variables.")
+    sets: int = Field(64, ge=1, description="Sets of variables tried, at most: all of them, then small ones.")
     pairs: int = Field(64, ge=2, description="Base rows of each exchange.")
     held_out: float = Field(
         0.5, gt=0, lt=1, description="Share of the rows on which survivors are confirmed."
@@ -244,15 +245,16 @@ class _Search:
     def survivors(self) -> list[Tried]:
         """For every set of variables the first alignment that survives, or the last that did not."""
         found = []
-        for size in range(1, len(self.algorithm.inner) + 1):
-            for names in itertools.combinations(self.algorithm.inner, size):
-                tried = None
-                for candidate in itertools.islice(self._alignments(names), self.config.tries):
-                    tried = self._tested(candidate)
-                    if tried.survives:
-                        break
-                if tried is not None:
-                    found.append(tried)
+        inner = self.algorithm.inner
+        smaller = (names for size in range(1, len(inner)) for names in itertools.combinations(inner, size))
+        for names in itertools.islice(itertools.chain([inner], smaller), self.config.sets):
+            tried = None
+            for candidate in itertools.islice(self._alignments(names), self.config.tries):
+                tried = self._tested(candidate)
+                if tried.survives:
+                    break
+            if tried is not None:
+                found.append(tried)
         return found
 
     def _placed(self, name: str) -> list[float]:
@@ -322,7 +324,7 @@ class _Search:
     def _shares(self, hypothesis: Hypothesis) -> tuple[float, float]:
         """The worst share of all exchanges, and what scrubbing leaves of the accuracy; NaN where exchanges fail."""
         source = torch.Generator().manual_seed(self.config.seed)
-        some, _ = exchanges(hypothesis, bases(hypothesis, self.config.pairs, source), 2, source)
+        some, _ = exchanges(hypothesis, bases(hypothesis, self.config.pairs, source), 2, 16, source)
         hits, _ = agreement(self.model, hypothesis, some, self.recorder)
         moved = min(float(hit[one.changed].double().mean()) for hit, one in zip(hits, some, strict=True))
         if moved < self.config.least:

@@ -84,21 +84,29 @@ def draw(
 
 
 def exchanges(
-    hypothesis: Hypothesis, rows: Rows, largest: int, source: torch.Generator
+    hypothesis: Hypothesis, rows: Rows, largest: int, most: int, source: torch.Generator
 ) -> tuple[list[Exchanges], tuple[str, ...]]:
-    """Each variable alone, then sets of them from one source and from one each; and what could not be shown.
+    """Each variable alone, then sets of them from one source and from one each, `most` sets drawn at random if there
+    are more; and what could not be shown.
 
     Raises `InputError` where no exchange changes an answer.
     """
     found, notes = [], []
+    single: list[tuple[tuple[str, ...], bool]] = []
+    several: list[tuple[tuple[str, ...], bool]] = []
     for names, multiple in _sets(hypothesis.model.inner, largest):
+        (several if len(names) > 1 else single).append((names, multiple))
+    if len(several) > most:
+        notes.append(f"Of {len(several)} ways to exchange several variables, {most} were drawn at random.")
+        several = [several[i] for i in sorted(torch.randperm(len(several), generator=source)[:most].tolist())]
+    for names, multiple in single + several:
         try:
             found.append(draw(hypothesis, names, rows, source, multiple))
         except InputError as error:
             notes.append(f"Not tried: {error}")
     if not found:
         raise InputError(
-            notes[0].removeprefix("Not tried: ")
+            notes[-1].removeprefix("Not tried: ")
             if notes
             else "the causal model has no variable but the answer; there is nothing to exchange"
         )

@@ -67,6 +67,7 @@ class Config(base.Config):
 
     pairs: int = Field(64, ge=2, description="Base rows of each exchange.")
     largest: int = Field(2, ge=1, description="Most variables exchanged at once.")
+    sets: int = Field(32, ge=0, description="Ways to exchange several variables that are tried, at most.")
     listed: int = Field(20, ge=0, description="Counterexamples listed, at most.")
     twin: How = Field("drawn", description="How the control's weights are made: drawn or shuffled.")
     seed: int = Field(0, description="Seed of the rows and of the controls.")
@@ -121,7 +122,7 @@ def run(model: Model, data: Hypothesis, config: Config | None = None) -> Result:
     config = config or Config()
     source = torch.Generator().manual_seed(config.seed)
     rows = bases(data, config.pairs, source)
-    some, notes = exchanges(data, rows, config.largest, source)
+    some, notes = exchanges(data, rows, config.largest, config.sets, source)
     other = elsewhere(model, data, source)
     with measure() as recorder:
         hits, said = agreement(model, data, some, recorder)

@@ -144,6 +144,12 @@ def checkable(card: Card, truth: Truth) -> bool:
             return True
         if kind == "quantity" and any(one.startswith(f"{name}.") for one in truth.quantities):
             return True
+        if (
+            kind == "directions"
+            and not truth.features
+            and not any(len(one.directions) for one in truth.variables)
+        ):
+            continue  # variables of which nobody knows the directions
         if not name and any(getattr(truth, part) for part in KINDS[kind]):
             return True
     return False
