@@ -13,7 +13,7 @@ from microtome.dictionaries.coders import k_svd
 from microtome.evaluation import cases, clusters_or_factors
 from microtome.evaluation.clusters_or_factors import Config, examine, explained, frontier
 
-QUICK = Config(site="path:hidden", units=12, l0=(1, 3), controls=2, sample=300)
+QUICK = Config(site="path:hidden", units=12, l0=(1, 3), controls=2, sample=200, autoencoder=0)
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("few", "factors"), ("clusters", "clusters")])
@@ -35,7 +35,8 @@ def test_animals(name: str, verdict: str) -> None:
 
 def test_normal_values_are_neither() -> None:
     mixed = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
-    found = examine(mixed @ torch.randn(16, 16, generator=torch.Generator().manual_seed(1)), QUICK)
+    turned = mixed @ torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+    found = examine(turned, QUICK.model_copy(update={"groups": 3}))
     assert found.attrs["verdict"] == "neither"
 
 
@@ -53,9 +54,10 @@ def test_any_basis_has_its_place_on_the_plot() -> None:
 
 
 def test_it_runs_in_a_transformer_and_comes_back_equal(tmp_path: Path) -> None:
-    config = QUICK.model_copy(update={"site": "", "controls": 1, "groups": 3})
+    config = QUICK.model_copy(update={"site": "", "controls": 1, "groups": 3, "autoencoder": 20})
     found = clusters_or_factors.run(families.model("llama"), families.ids(rows=30), config)
     assert found.data.attrs["site"] == "resid_post.1"
+    assert "autoencoder" in found.data["basis"].values
     assert Result.load(found.save(tmp_path / "r")) == found
     assert "resid_post.1" in found.shapes()[0].caption  # type: ignore[union-attr]
 

@@ -1,7 +1,8 @@
 """Are values at a site kinds of things, or things put together? Clusters or factors, by what each says of the unseen.
 
 1. On one plot of directions on in a row against variance explained, on values put aside, all with as many units:
-   k-means in stages, its centroids with strengths of their own, a sparse dictionary (K-SVD), random directions.
+   k-means in stages, its centroids with strengths of their own, a sparse dictionary (K-SVD), a sparse autoencoder,
+   random directions.
 2. Group the values by k-means. On these alone groups and factors may be equally right. So leave out each group in
    turn, fit a sparse dictionary to the others, and see what it explains of the group that it never met, as a share of
    what it explains of unseen values of groups that it met.
@@ -36,7 +37,7 @@ from microtome.core.errors import InputError
 from microtome.core.provenance import Provenance, model_hash
 from microtome.core.shapes import Curve, Shape, Table
 from microtome.core.site import Site
-from microtome.dictionaries import random_dictionary
+from microtome.dictionaries import random_dictionary, sparse_autoencoder
 from microtome.dictionaries.coders import k_svd
 from microtome.dictionaries.coders.coded_dictionary import CodedDictionary
 from microtome.dictionaries.coders.pursuit import OrthogonalMatchingPursuit
@@ -44,6 +45,7 @@ from microtome.models.model import Model
 
 Verdict = Literal["factors", "clusters", "neither"]
 _SITE: Final = "path:values"
+_AUTOENCODER: Final = "autoencoder"
 _ROUNDS: Final = 10  # of K-SVD, which is fitted again for every group and control
 
 card = Card(
@@ -51,7 +53,7 @@ card = Card(
     title="Clusters or factors",
     question="Are the values at a site kinds of things, or sums of factors that combine?",
     steps=(
-        "Plot explained variance against directions on in a row: k-means, a sparse dictionary, random directions.",
+        "Plot explained variance against directions on in a row: k-means, sparse dictionaries, random directions.",
         "Leave out each group of values and see what a dictionary of the others explains of it.",
         "Do the same with each group moved in a random direction, and see if there are groups in normal values too.",
     ),
@@ -78,6 +80,9 @@ class Config(base.Config):
     units: int = Field(32, ge=2, description="Units of every basis on the plot.")
     l0: tuple[int, ...] = Field(
         (1, 2, 4, 8), description="Directions on in a row, from point to point of the plot."
+    )
+    autoencoder: int = Field(
+        300, ge=0, description="Steps that the autoencoder is trained for; 0 leaves it out."
     )
     groups: int = Field(6, ge=3, description="Groups that are left out in turn.")
     within: int = Field(4, ge=1, description="Directions on in a row for groups left out.")
@@ -159,6 +164,7 @@ def examine(values: Float[Tensor, "row d"], config: Config) -> xr.Dataset:
             explained(make(values[aside:], l0, config), values[:aside], values[aside:]) for l0 in config.l0
         ]
         for name, make in BASES.items()
+        if name != _AUTOENCODER or config.autoencoder
     }
     group = _groups(values, config)
     own = transfers(values, group, config)
@@ -269,6 +275,13 @@ def _centroids(values: Float[Tensor, "row d"], l0: int, config: Config) -> Basis
     return CodedDictionary([_SITE], [values.shape[1]], kept, coder, plain.centre, "centroids")
 
 
+def _autoencoder(values: Float[Tensor, "row d"], l0: int, config: Config) -> Basis:
+    settings = sparse_autoencoder.Config(
+        width=config.units, k=min(l0, config.units), steps=config.autoencoder, seed=config.seed
+    )
+    return sparse_autoencoder.fit(values, _SITE, settings)
+
+
 def _random(values: Float[Tensor, "row d"], l0: int, config: Config) -> Basis:
     return random_dictionary.fit(
         values, _SITE, random_dictionary.Config(units=config.units, l0=l0, seed=config.seed)
@@ -279,5 +292,6 @@ BASES: Final[dict[str, Callable[[Tensor, int, Config], Basis]]] = {
     "k-means": _stages,
     "centroids with strengths": _centroids,
     "dictionary": _dictionary,
+    _AUTOENCODER: _autoencoder,
     "random directions": _random,
 }
