@@ -23,6 +23,8 @@ import transformers
 import microtome
 from microtome.circuits.edge_graph import EdgeGraph
 from microtome.circuits.edge_run import EdgeRun
+from microtome.core.edits import Set
+from microtome.core.site import Site
 from microtome.data.metrics import LogitDifference
 
 TARGETS = {
@@ -57,16 +59,11 @@ def work_of(name: str) -> tuple[Callable[[], object], Callable[[], object]]:
         return batch.gradient(batch.ablation("resample", corrupt))[1]
 
     def along_inputs() -> torch.Tensor:
-        from microtome.core.site import Site
-
         ablation = batch.ablation("resample", corrupt)
-        run = model.run(clean, batch.ends.origins)
-        gaps, here = ablation.writes - batch.ends.writes(run), run[Site("resid_pre", 0)]
-        total = torch.zeros(graph.allowed.shape)
-        for step in range(1, 6):
-            embedding = here + (1 - step / 5) * gaps[0]
-            total += batch.gradient(ablation, embedding=embedding, gaps=gaps)[1]
-        return total
+        run, first = model.run(clean, batch.ends.origins), Site("resid_pre", 0)
+        gaps, here = ablation.writes - batch.ends.writes(run), run[first]
+        points = [Set(first, value=here + (1 - step / 5) * gaps[0]) for step in range(1, 6)]
+        return batch.gradient_along(points, gaps)[1]
 
     def circuits() -> list[torch.Tensor]:
         ablation = batch.ablation("resample", corrupt)
@@ -123,7 +120,7 @@ def main() -> None:
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for name, target in TARGETS.items():
         run = subprocess.run(
-            [sys.executable, __file__, name, "5"],
+            [sys.executable, __file__, name, "3"],
             capture_output=True,
             text=True,
             check=True,

@@ -104,31 +104,18 @@ def test_at_both_ends_is_the_mean_of_two_gradients_with_the_plain_differences() 
     np.testing.assert_allclose(found[graph.allowed], ((here - there) / 2)[graph.allowed], atol=1e-6)
 
 
-def test_the_published_average_over_layers_is_the_mean_of_gradients_with_one_place_on_its_way() -> None:
+def test_the_published_average_over_layers_is_the_mean_of_gradients_with_one_place_put_on_its_way() -> None:
+    """With one step each place stands at what is added here: plain gradients, but for what lies behind the place."""
     model, pairs = families.model("gpt2"), random_pairs(2)
-    graph = EdgeGraph.of(model)
-    ((batch, ablation),) = EdgePairs(model, graph, pairs, "logit-difference").batches()
-    plain = batch.ablation("resample", batch.tokens)
-    gaps = ablation.writes - plain.writes
-    places = [slice(0, 1)]
-    for layer in range(model.n_layers):
-        first = graph.sources.index(f"z.{layer}.h0")
-        places += [
-            slice(first, first + model.n_heads),
-            slice(first + model.n_heads, first + model.n_heads + 1),
-        ]
-    total = torch.zeros(graph.allowed.shape)
-    for place in places:
-        cut = torch.zeros(graph.allowed.shape)
-        cut[:, place] = 0.5 * graph.allowed[:, place].float()
-        _, gradient = batch.gradient(ablation, cut)
-        present = batch.gradient(ablation, cut, gaps=gaps)[1]
-        # What a source on its way writes has not moved, so its own edges do not depend on whose differences these are.
-        torch.testing.assert_close(present[:, place], gradient[:, place], rtol=0, atol=1e-5)
-        total += present / (len(places) * len(pairs))
-    config = method.Config(integrate="layers", steps=1, checked=0)
-    found = method.run(model, pairs, config).data["effect"].values
-    np.testing.assert_allclose(found[graph.allowed], total[graph.allowed].numpy(), atol=1e-5)
+    layers = method.run(model, pairs, method.Config(integrate="layers", steps=1, checked=0))
+    plain = method.run(model, pairs, method.Config(checked=0))
+    places = 1 + 2 * model.n_layers
+    for (source, target, kind), score in layers.scores().items():
+        if kind == "logits":  # every place stands before it, and no gradient is stopped on the way
+            assert score == pytest.approx(plain.scores()[source, target, kind], abs=1e-6)
+    at = ("embed", f"mlp_out.{model.n_layers - 1}", "mlp")
+    # The last MLP's own output is put in once among all places, and nothing comes back through it then.
+    assert layers.scores()[at] == pytest.approx(plain.scores()[at] * (places - 1) / places, abs=1e-6)
 
 
 def test_the_edges_out_of_a_node_sum_to_the_node() -> None:

@@ -6,9 +6,9 @@
    `inputs`: from the other side's embeddings to these (k/m, k = 1 … m), with the differences of the two plain runs.
    `activations`: one source at a time goes from what it writes here to what it writes there, and only its own edges
    are counted, so that they add up to what replacing the source does. `layers`: as that is published, all heads of a
-   layer go together, and every pass counts for every edge. `edges`: all edges are cut by more and more, present
-   differences included: then all estimates add up to the effect of cutting everything. `ends`: the mean of the
-   gradients at both sides.
+   layer go together (k/m, k = 1 … m), nothing comes back through what is put in, and every pass counts for every edge.
+   `edges`: all edges are cut by more and more, present differences included: then all estimates add up to the effect
+   of cutting everything. `ends`: the mean of the gradients at both sides.
 3. A random sample of edges is really cut, one at a time, and the error told beside the estimates.
 
 An effect is the metric with the edge cut minus without. Reference: Syed, Rager, Conmy (2023), Attribution Patching
@@ -30,11 +30,13 @@ from microtome.circuits.edge_cut import Ablation
 from microtome.circuits.edge_run import EdgeRun
 from microtome.core.card import Card
 from microtome.core.cost import Recorder
+from microtome.core.edits import Set
 from microtome.core.site import Site
 from microtome.data.pairs import Pairs
 from microtome.models.model import Model
 
 Integrate = Literal["no", "inputs", "activations", "layers", "edges", "ends"]
+_FIRST = Site("resid_pre", 0)
 Scores = tuple[Float[Tensor, " row"], Float[Tensor, "receiver source"]]
 
 grading = (  # learned positions are a source of their own in the keys
@@ -104,22 +106,22 @@ def _at_once(batch: EdgeRun, ablation: Ablation, steps: int, recorder: Recorder)
 def _at_both_ends(batch: EdgeRun, ablation: Ablation, steps: int, recorder: Recorder) -> Scores:
     here, there, gaps = _inputs(batch, ablation)
     recorder.add(passes=3)
-    return batch.gradient_along([there, here], gaps)
+    return batch.gradient_along([Set(_FIRST, value=there), Set(_FIRST, value=here)], gaps)
 
 
 def _along_inputs(batch: EdgeRun, ablation: Ablation, steps: int, recorder: Recorder) -> Scores:
     here, there, gaps = _inputs(batch, ablation)
     recorder.add(passes=steps + 1)
     shares = [step / steps for step in range(1, steps)]
-    return batch.gradient_along([*(there + share * (here - there) for share in shares), here], gaps)
+    points = [*(there + share * (here - there) for share in shares), here]
+    return batch.gradient_along([Set(_FIRST, value=point) for point in points], gaps)
 
 
 def _inputs(batch: EdgeRun, ablation: Ablation) -> tuple[Tensor, Tensor, Tensor]:
     """What enters the first block here and there, and what each source writes more there."""
-    first = Site("resid_pre", 0)
-    run = batch.model.run(batch.tokens, list(dict.fromkeys([*batch.ends.origins, first])), mask=batch.mask)
+    run = batch.model.run(batch.tokens, batch.ends.origins, mask=batch.mask)
     gaps = (ablation.writes - batch.ends.writes(run)).detach()
-    here = run[first]
+    here = run[_FIRST]
     return here, here + gaps[: 1 + batch.graph.splits_positions].sum(dim=0).to(here.dtype), gaps
 
 
@@ -135,17 +137,27 @@ def _along_sources(batch: EdgeRun, ablation: Ablation, steps: int, recorder: Rec
 
 
 def _along_layers(batch: EdgeRun, ablation: Ablation, steps: int, recorder: Recorder) -> Scores:
-    """With the differences of the plain runs, and every pass counting for every edge."""
-    layers = [Site.parse(name) for name in batch.graph.sources]
-    places = list(dict.fromkeys((site.part, site.layer) for site in layers))
-    mean = torch.zeros(batch.graph.allowed.shape)
-    gaps = _inputs(batch, ablation)[2]
-    for place in places:
-        columns = [number for number, site in enumerate(layers) if (site.part, site.layer) == place]
-        for cut in _shares(batch, columns, steps):
-            mean += batch.gradient(ablation, cut, gaps=gaps)[1].cpu() / (steps * len(places))
+    """Each place of the stream where something is added goes from what is added there to what is added here."""
+    gaps, places = _inputs(batch, ablation)[2], _places(batch)
+    sites = [site for site, _ in places]
+    here = batch.model.run(batch.tokens, sites, mask=batch.mask)
     recorder.add(passes=len(places) * steps + 2)
-    return batch.score(torch.zeros_like(mean), ablation), mean
+    points = [
+        Set(site, value=here[site] + (1 - step / steps) * gaps[columns].sum(dim=0).to(here[site].dtype))
+        for site, columns in places
+        for step in range(1, steps + 1)
+    ]
+    return batch.gradient_along(points, gaps)
+
+
+def _places(batch: EdgeRun) -> list[tuple[Site, list[int]]]:
+    """Where embeddings, all heads of a layer, and MLPs enter the stream, with the sources that write there."""
+    found: dict[Site, list[int]] = {}
+    for column, name in enumerate(batch.graph.sources):
+        site = Site.parse(name)
+        first = _FIRST if site.layer is None else Site("attn_out", site.layer)
+        found.setdefault(site if site.part == "mlp_out" else first, []).append(column)
+    return list(found.items())
 
 
 def _along_edges(batch: EdgeRun, ablation: Ablation, steps: int, recorder: Recorder) -> Scores:

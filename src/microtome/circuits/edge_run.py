@@ -28,7 +28,6 @@ from microtome.circuits.gradient_rules import GradientRules
 from microtome.core.cost import Cost
 from microtome.core.edits import Edit, Set
 from microtome.core.logits import Metric
-from microtome.core.site import Site
 from microtome.models.model import Model
 from microtome.models.run import Run
 from microtome.models.sweep import Variant, sweep
@@ -114,18 +113,17 @@ class EdgeRun:
             )
         return _metric(run).detach(), found
 
-    def gradient_along(
-        self, embeddings: Sequence[Float[Tensor, "row position d_model"]], gaps: Writes
-    ) -> tuple[Float[Tensor, " row"], Amounts]:
-        """The metric of each row at the last of these streams entering the first block, and the mean over all of them
-        of the gradient by the amount cut, with `gaps` for the edges' differences throughout. One pass and back each."""
+    @torch.no_grad()
+    def gradient_along(self, points: Sequence[Set], gaps: Writes) -> tuple[Float[Tensor, " row"], Amounts]:
+        """The metric of each row with the last of these values put in, and the mean over all of them of the gradient by
+        the amount cut, with `gaps` for the edges' differences throughout. One pass and back each."""
         total: dict[int, Float[Tensor, "receiver row position d_model"]] = {}
-        for embedding in embeddings:
-            run, pulled = self._back([Set(Site("resid_pre", 0), value=embedding)], False)
+        for point in points:
+            run, pulled = self._back([point], False)
             for number, (_, slope) in enumerate(pulled):
-                total[number] = slope if number not in total else total[number].add_(slope)
+                total[number] = total[number].add_(slope) if number in total else slope
         slopes = zip(self.graph.readers, total.values(), strict=True)
-        return _metric(run).detach(), self._contracted(slopes, gaps) / len(embeddings)
+        return _metric(run).detach(), self._contracted(slopes, gaps) / len(points)
 
     def _back(
         self,

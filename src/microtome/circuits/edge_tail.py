@@ -7,6 +7,7 @@
    do not, or where a block cannot be called by itself, every answer takes a plain pass, and `reason` says why.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -46,22 +47,33 @@ class EdgeTail:
         self._base.streams[self._layers] = seen.values[self._last]
         self.reason = self._cannot_reenter()
 
-    @torch.no_grad()
     def score(self, cut: Amounts) -> Float[Tensor, " row"]:
         """The metric of each row with these edges cut, as `EdgeRun.score` has it."""
+        return self.scores([cut])[0]
+
+    @torch.no_grad()
+    def scores(self, cuts: Sequence[Amounts]) -> Float[Tensor, "cut row"]:
+        """The same of several cuts. Each climbs by itself; all are unembedded together, dear as a vocabulary is."""
         if self.reason:
-            return self._run.score(cut, self._ablation)
-        layer = self._entry(cut)
-        entered = (layer, self._writes[: self._below(layer)])
-        edits = CutPass(self._ends, cut, self._ablation, exact=True, entered=entered).edits()
-        metric = self._run.metric
-        needs = metric.needs
+            return torch.stack([self._run.score(cut, self._ablation) for cut in cuts])
+        needs = self._run.metric.needs
         site = Site("resid_post", self._layers - 1, positions=needs.positions)
-        chosen = select.read(site, self._climb(layer, edits), self._batch)
+        chosen = torch.cat([select.read(site, self._climbed(cut), self._batch) for cut in cuts])
         tokens = None if needs.tokens is None else unembedding.ids_of(needs, chosen.device)
-        scores = metric(unembedding.unembed(self._run.model.anatomy, chosen, tokens)).float()
+        if tokens is not None and tokens.dim() == 2:
+            tokens = tokens.repeat(len(cuts), 1)
+        logits = unembedding.unembed(self._run.model.anatomy, chosen, tokens)
+        scores = torch.stack([self._run.metric(part).float() for part in logits.chunk(len(cuts))])
         check_finite({}, scores)
         return scores
+
+    def _climbed(self, cut: Amounts) -> Float[Tensor, "row position d_model"]:
+        """The last stream with these edges cut."""
+        layer = self._entry(cut)
+        entered = (layer, self._writes[: self._below(layer)])
+        return self._climb(
+            layer, CutPass(self._ends, cut, self._ablation, exact=True, entered=entered).edits()
+        )
 
     def _entry(self, cut: Amounts) -> int:
         """The layer of the first receiver with a cut edge; beyond the last where there is none in a block."""
