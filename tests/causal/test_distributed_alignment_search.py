@@ -29,9 +29,8 @@ def somewhere(data: Hypothesis, name: str) -> Hypothesis:
 @pytest.mark.parametrize(("program", "name"), [("parity", "parity"), ("sort", "sort")])
 def test_a_compiled_variable_is_found_and_not_in_random_weights(program: str, name: str) -> None:
     case = compiled(program)
-    found = method.run(case.model, somewhere(case.hypothesis, name), method.Config(**QUICK)).data.isel(
-        variable=0
-    )
+    config = method.Config(**{**QUICK, "steps": 60, "starts": 2})
+    found = method.run(case.model, somewhere(case.hypothesis, name), config).data.isel(variable=0)
     assert float(found["accuracy_changed"]) >= 0.99
     assert float(found["twin_changed"]) < 0.2
     assert float(found["identity_changed"]) == 0.0

@@ -2,7 +2,7 @@
 
 1. A variable is exchanged at its location, as in an interchange intervention.
 2. Not the answer is looked at, but the variables computed from it directly: each one's value is read off the network at
-   its own location, as the value of the row whose own run stands nearest there, place by place. Where the child is the
+   its own location, as the value at the row and place whose own run stands nearest. Where the child is the
    answer, the network's answer is read.
 3. It is compared with what the causal model computes for that child. Beside it: how often the reading agrees when
    nothing is exchanged (the most that could be hoped for), and the same in random weights.
@@ -236,13 +236,12 @@ def _read(
     moved = coordinates(location, after)
     known = hypothesis.values[child]
     columns = counting(hypothesis, child).nonzero()[:, 0].tolist()
-    hits = torch.ones(len(moved), dtype=torch.bool)
-    readable = torch.ones(len(own), dtype=torch.bool)
-    for column in columns:
-        apart = torch.cdist(own[:, column], own[:, column]).fill_diagonal_(float("inf"))
-        readable &= known[apart.argmin(-1), column] == known[:, column]
-        nearest = torch.cdist(moved[:, column], own[:, column]).argmin(-1)
-        hits &= known[nearest, column] == due[:, column]
+    # From all places: a value may never occur by itself at the place where an exchange puts it.
+    seen, values_seen = own[:, columns].flatten(0, 1), known[:, columns].flatten()
+    apart = torch.cdist(seen, seen).fill_diagonal_(float("inf"))
+    readable = (values_seen[apart.argmin(-1)] == values_seen).unflatten(0, (len(own), -1)).all(-1)
+    nearest = torch.cdist(moved[:, columns].flatten(0, 1), seen).argmin(-1)
+    hits = (values_seen[nearest].unflatten(0, (len(moved), -1)) == due[:, columns]).all(-1)
     changed = (known[one.base][:, columns] != due[:, columns]).any(-1)
     return hits, changed, float(readable.double().mean())
 
