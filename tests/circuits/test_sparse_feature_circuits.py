@@ -1,5 +1,6 @@
 """Circuits of features: edges add up to what a unit does, effects to what a site does, and a planted unit is found."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,7 @@ def test_everything_kept_is_the_model_and_nothing_kept_is_nothing() -> None:
 def test_dictionaries_come_from_files(tmp_path: Path) -> None:
     model = microtome.load(make("gpt2"))
     one = dictionary("mlp_out.1", model.sizes["d_model"], 5)
+    files.save(replace(one, encoder=one.decoder), tmp_path / "tied")  # two tensors, one memory
     files.save(one, tmp_path / "one")
     assert torch.equal(stored_basis(f"microtome:{tmp_path / 'one'}").directions(), one.directions())
     found = method.run(model, random_pairs(), Config(dictionaries=(str(tmp_path / "one"),), nodes=3))

@@ -54,6 +54,8 @@ def test_the_seed_reaches_the_method(
         (["weight_norms", "--set", "power=strong"], "power"),
         (["weight_norms", "--task", "induction"], "weights alone"),
         (["weight_norms", "--task", "induction", "--text", "x.txt"], "two kinds of data"),
+        (["weight_norms", "--testbed", "programs/sort"], "brings its own network"),
+        (["interchange_interventions"], "give --testbed"),
     ],
 )
 def test_words_that_do_not_fit(
@@ -63,6 +65,23 @@ def test_words_that_do_not_fit(
     assert refused.exit_code == 2
     assert told in refused.stderr
     assert refused.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_method_runs_on_a_network_with_an_answer_key(
+    command: Callable[..., typer.testing.Result], tmp_path: Path
+) -> None:
+    told = command(
+        "run",
+        "interchange_interventions",
+        "--testbed",
+        "programs/sort",
+        "--set",
+        "pairs=4",
+        "-o",
+        tmp_path / "a",
+    )
+    assert told.exit_code == 0, told.stderr
+    assert Result.load(tmp_path / "a").provenance.model == "programs/sort"
 
 
 def test_a_model_that_is_not_there(command: Callable[..., typer.testing.Result], tmp_path: Path) -> None:

@@ -9,19 +9,25 @@ if TYPE_CHECKING:
     from microtome.core.card import Card
     from microtome.data.pairs import Pairs
     from microtome.data.prompts import Prompts
+    from microtome.models.model import Model
 
 
 def run(
     method: Annotated[str, typer.Argument(help="A method; `microtome methods` lists them.")],
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Bundled model, folder or hub id.")
-    ] = "fruitfly",
+        str | None,
+        typer.Option("--model", "-m", help="Bundled model, folder or hub id. Default: fruitfly."),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option("--task", "-t", help="A task, or a file that describes one. Default: indirect-object."),
     ] = None,
     text: Annotated[
         Path | None, typer.Option("--text", help="A file with one prompt a line, in place of a task.")
+    ] = None,
+    testbed: Annotated[
+        str | None,
+        typer.Option("--testbed", help="A network with an answer key, such as programs/sort, and its data."),
     ] = None,
     n: Annotated[int, typer.Option("-n", help="How many prompts.", min=1)] = 32,
     seed: Annotated[int, typer.Option("--seed", "-s", help="Of the prompts and of the method.")] = 0,
@@ -47,8 +53,12 @@ def run(
 
     if out is not None:
         check_vacant(out, module.card.name)
-    loaded = load(model)
-    result = module.run(loaded, read_data(module.card, loaded.tokenizer, task, text, n, seed), config)
+    if testbed is None:
+        loaded = load(model or "fruitfly")
+        data: Any = read_data(module.card, loaded.tokenizer, task, text, n, seed)
+    else:
+        loaded, data = read_case(module.card, testbed, seed, model or task or text)
+    result = module.run(loaded, data, config)
     if out is not None:
         result.save(out)
     tell(result, html)
@@ -74,6 +84,17 @@ def read_settings(pairs: list[str]) -> dict[str, Any]:
     return given
 
 
+def read_case(card: "Card", name: str, seed: int, other: str | Path | None) -> "tuple[Model, Any]":
+    """The network of a case and what a method needs of its data."""
+    from microtome.core.errors import InputError
+    from microtome.evaluation.cases import case
+
+    if other is not None:
+        raise InputError(f"--testbed brings its own network and data; leave out {other}, or --testbed")
+    found = case(name, seed)
+    return found.model, found.data(card.needs)
+
+
 def read_data(
     card: "Card", tokenizer: Any, task: str | None, text: Path | None, n: int, seed: int
 ) -> "Pairs | Prompts | None":
@@ -86,7 +107,8 @@ def read_data(
         raise InputError("--task and --text are two kinds of data; give one of them")
     if card.needs == "hypothesis":
         raise InputError(
-            f"{card.name} tries a hypothesis, whose causal model is Python; call its run(model, hypothesis) there"
+            f"{card.name} tries a hypothesis, whose causal model is Python: call its run(model, hypothesis) there, or "
+            "give --testbed with a network that brings one, such as programs/sort"
         )
     if card.needs == "weights":
         if task is not None or text is not None:

@@ -64,7 +64,10 @@ def save(dictionary: Dictionary, path: str | Path) -> None:
         "provenance": asdict(dictionary.provenance),
         "recipe": dict(dictionary.recipe),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in dictionary.tensors().items()}
+    # Copies, for a file holds tensors apart that may share their memory here: an encoder tied to its decoder.
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in dictionary.tensors().items()
+    }
     content = safetensors.torch.save(tensors, {_KEY: json.dumps(header, ensure_ascii=False)})
     write_whole(Path(path), content)
 
