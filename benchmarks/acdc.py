@@ -20,7 +20,7 @@ from microtome.circuits import acdc
 from microtome.data.pairs import Pairs
 from microtome.models.transformer import Transformer, TransformerConfig
 
-ROWS, COLUMNS, REPETITIONS, EDGES = 8, 15, 3, 257
+ROWS, COLUMNS, REPETITIONS, EDGES = 8, 15, 2, 257
 CASES = ((50257, 1e-9), (50257, 1e-5), (8192, 1e-9))
 
 
