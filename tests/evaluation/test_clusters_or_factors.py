@@ -11,9 +11,9 @@ from microtome.core.errors import InputError
 from microtome.core.result import Result
 from microtome.dictionaries.coders import k_svd
 from microtome.evaluation import cases, clusters_or_factors
-from microtome.evaluation.clusters_or_factors import Config, examine, explained, frontier
+from microtome.evaluation.clusters_or_factors import Config, examine, exceeds, explained, frontier
 
-QUICK = Config(site="path:hidden", units=12, l0=(1, 3), controls=2, sample=200, autoencoder=0)
+QUICK = Config(site="path:hidden", units=8, l0=(1, 3), controls=4, sample=200, autoencoder=0)
 
 
 @pytest.mark.parametrize(("name", "verdict"), [("few", "factors"), ("clusters", "clusters")])
@@ -33,9 +33,16 @@ def test_animals(name: str, verdict: str) -> None:
         assert bool((plot.sel(basis=basis) > plot.sel(basis="random directions") + 0.2).all())
 
 
+def test_what_exceeds_controls_is_rare_among_them() -> None:
+    """One in a hundred by construction; of 2000 at most 2 % (4.5 standard deviations)."""
+    draws = torch.randn(2000, 6, generator=torch.Generator().manual_seed(0)).tolist()
+    assert sum(exceeds(one[0], one[1:]) for one in draws) <= 40
+    assert exceeds(10.0, [0.0, 1.0, 0.5])
+
+
 def test_normal_values_are_neither() -> None:
-    mixed = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
-    turned = mixed @ torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+    mixed = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
+    turned = mixed @ torch.randn(16, 16, generator=torch.Generator().manual_seed(9))
     found = examine(turned, QUICK.model_copy(update={"groups": 3}))
     assert found.attrs["verdict"] == "neither"
 
@@ -54,7 +61,7 @@ def test_any_basis_has_its_place_on_the_plot() -> None:
 
 
 def test_it_runs_in_a_transformer_and_comes_back_equal(tmp_path: Path) -> None:
-    config = QUICK.model_copy(update={"site": "", "controls": 1, "groups": 3, "autoencoder": 20})
+    config = QUICK.model_copy(update={"site": "", "controls": 2, "groups": 3, "autoencoder": 20})
     found = clusters_or_factors.run(families.model("llama"), families.ids(rows=30), config)
     assert found.data.attrs["site"] == "resid_post.1"
     assert "autoencoder" in found.data["basis"].values
