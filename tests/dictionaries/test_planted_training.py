@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from microtome.bases.streams import ArrayStream
 from microtome.dictionaries.recipe import Recipe, sweep
 from microtome.dictionaries.trainer import Trained, train
 from microtome.testbeds.toys.planted_dictionary import PlantedDictionary, Setting
@@ -26,7 +27,6 @@ def test_as_many_are_on_as_were_asked_for_with_nothing_else_said() -> None:
     recipes = [
         Recipe(width=64, activation="jumprelu", l0=2.0, steps=150),
         Recipe(width=64, activation="batch_topk", l0=2.0, steps=150),
-        Recipe(width=64, activation="jumprelu", l0=5.0, steps=150),
     ]
     for one in train(PlantedStream(planted, 256), recipes, held_out=held):
         assert one.final.on == pytest.approx(one.recipe.on, rel=0.08)
@@ -34,41 +34,32 @@ def test_as_many_are_on_as_were_asked_for_with_nothing_else_said() -> None:
 
 @pytest.mark.training
 @pytest.mark.truth
-@pytest.mark.parametrize("seed", [0, 1])
-def test_planted_features_are_found_at_the_true_width(seed: int) -> None:
-    planted = PlantedDictionary(
-        Setting(features=128, dimensions=64, highest=0.05, lowest=0.01, spread=50), seed
-    )
-    base = Recipe(width=128, l0=3, steps=4000, seed=seed)
-    recipes = sweep(base, activation=KINDS)
+def test_planted_features_are_found_at_the_true_width() -> None:
+    planted = PlantedDictionary(Setting(features=128, dimensions=64, highest=0.05, lowest=0.01, spread=50), 0)
+    recipes = sweep(Recipe(width=128, l0=2, steps=2000), activation=KINDS)
     held = planted.chunk(10**6, 4096).activations
-    found = train(PlantedStream(planted, 512), recipes, held_out=held)
-    for one in found:
+    for one in train(PlantedStream(planted, 512), recipes, held_out=held):
         assert float(cosines(one, planted).max(0).values.mean()) >= 0.95, one.recipe.activation
-        if one.recipe.activation in ("jumprelu", "relu", "gated"):
-            assert one.final.on == pytest.approx(3, rel=0.05)
+        if one.recipe.activation in ("batch_topk", "jumprelu"):
+            assert one.final.on == pytest.approx(2, rel=0.05)
     # The control: rows without features have none to find.
-    noise = torch.randn(64 * 512, 64, generator=torch.Generator().manual_seed(seed))
-    from microtome.bases.streams import ArrayStream
-
-    (control,) = train(ArrayStream(noise, 512), [Recipe(width=128, l0=3, steps=1000)])
+    noise = torch.randn(64 * 512, 64, generator=torch.Generator().manual_seed(0))
+    (control,) = train(ArrayStream(noise, 512), [Recipe(width=128, l0=2, steps=500)])
     assert float(cosines(control, planted).max(0).values.mean()) < 0.6
 
 
 @pytest.mark.training
 @pytest.mark.truth
 def test_a_power_below_one_finds_fewer_spurious_units_than_l1() -> None:
-    """At twice the true width and as many on, units that are on and near no feature."""
+    """At twice the true width and one coefficient: units that are on beyond one for each feature that is found."""
     planted = PlantedDictionary(Setting(features=64, dimensions=48, highest=0.05, lowest=0.01, spread=50), 0)
-    base = Recipe(width=128, activation="relu", l0=planted.expected_on(), steps=4000, dead_units="no")
+    base = Recipe(width=128, activation="relu", coefficient=2.0, steps=1000, dead_units="no")
     recipes = [base, base.model_copy(update={"penalty": "lp", "power": 0.5, "anneal": True})]
-    plain, bent = train(PlantedStream(planted, 512), recipes)
-
-    def spurious(one: Trained) -> int:
-        return int((cosines(one, planted).max(1).values < 0.9).sum())
-
-    assert spurious(bent) < spurious(plain)
-    assert (
-        float(cosines(bent, planted).max(0).values.mean())
-        >= float(cosines(plain, planted).max(0).values.mean()) - 0.01
-    )
+    spurious = []
+    for one in train(PlantedStream(planted, 512), recipes):
+        nearest = cosines(one, planted).max(1)
+        found = nearest.indices[nearest.values > 0.9].unique()
+        assert len(found) == 64
+        spurious.append(len(nearest.values) - len(found))
+    plain, bent = spurious
+    assert bent < plain / 2
