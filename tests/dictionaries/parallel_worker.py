@@ -23,7 +23,7 @@ from microtome.dictionaries.recipe import Recipe
 from microtome.dictionaries.trainer import train
 
 SITE = Layout.autoencoder(Site("resid_post", 0))
-BASE = Recipe(width=32, l0=4, steps=8, rate=1e-3, warm_up=0.0)
+BASE = Recipe(width=32, l0=4, steps=5, rate=1e-3, warm_up=0.0)
 CASES: dict[str, tuple[Recipe, Layout]] = {
     "topk": (BASE, SITE),
     "auxk": (BASE.model_copy(update={"l0": 1.0, "dead_after": 100, "initial": "data"}), SITE),

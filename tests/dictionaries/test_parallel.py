@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("way", "name"), CASES)
 def test_two_processes_are_one(trained: Path, way: str, name: str) -> None:
     # Sums are taken in another order, which is all that may differ: 2⁻²³ relative in each, and Adam's first steps
-    # carry a relative error of a gradient over to a step of length 10⁻³, eight times.
+    # carry a relative error of a gradient over to a step of length 10⁻³, five times.
     alone, shared = (files.load(trained / f"{who}-{name}.safetensors") for who in ("alone", way))
     for key, tensor in alone.tensors().items():
         torch.testing.assert_close(shared.tensors()[key].float(), tensor.float(), atol=2e-5, rtol=1e-4)

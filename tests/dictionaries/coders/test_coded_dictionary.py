@@ -60,7 +60,7 @@ def test_renewing_never_makes_the_rows_worse() -> None:
 
 def test_online_learning_finds_planted_directions() -> None:
     true, rows = planted(2, 3000, 24, 16, 2)
-    config = online_dictionary_learning.Config(width=32, penalty=0.1, passes=2, batch=250, centre=False)
+    config = online_dictionary_learning.Config(width=32, penalty=0.1, passes=1, batch=150, centre=False)
     basis = online_dictionary_learning.fit(rows, "resid_post.0", config)
     assert recovered(true, basis.decoder) > 0.95
     assert float(basis.decoder.norm(dim=-1).max()) <= 1 + 1e-5
