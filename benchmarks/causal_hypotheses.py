@@ -103,7 +103,7 @@ def searched(name: str, model: Model, data: Hypothesis) -> None:
     """A line for each variable."""
     for variable in data.model.inner:
         start = time.process_time()
-        config = alignment.Config(variables=(variable,), steps=150)
+        config = alignment.Config(variables=(variable,))
         try:
             found = alignment.run(model, data, config).data.isel(variable=0)
         except ValueError as error:

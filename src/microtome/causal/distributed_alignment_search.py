@@ -3,8 +3,8 @@
 1. The rows of the hypothesis are split: a subspace is learned on one part and measured on the other.
 2. For each variable, directions at its site are turned until exchanging their span makes the network answer as the
    causal model does (`learned_subspace`: a rotation of given size, one whose size is learned, or a mask of units).
-   Where in the site the variable's values have their means is the first start, at a tenth of the rate; random
-   directions are the others. Kept is the one that is right most often on what it learned from.
+   Where in the site the variable's values have their means is the first start, at a tenth of the rate, and the second;
+   random directions are the others. Kept is the one that is right most often on what it learned from.
 3. On held-out rows the subspace is exchanged exactly: interchange-intervention accuracy.
 4. The same search in a network of random weights says what a search alone can do; and what the subspace does that its
    part read by later weights does not do, went through a dormant pathway (`dormant_pathway`).
@@ -78,7 +78,9 @@ class Config(base.Config):
         0, ge=0, description="Directions of a rotation; 0: as many as the hypothesis says."
     )
     steps: int = Field(300, ge=1, description="Steps of gradient descent from each start.")
-    starts: int = Field(2, ge=1, description="Starts: the first from means, the others random.")
+    starts: int = Field(
+        3, ge=1, description="Starts, at most: two from means, slow and fast, the others random."
+    )
     rate: float = Field(0.02, gt=0, description="Learning rate at the beginning; it falls to nothing.")
     batch: int = Field(64, ge=1, description="Exchanges in a step.")
     price: float = Field(0.01, ge=0, description="Nats that a direction costs where their number is learned.")
@@ -266,7 +268,7 @@ class _Search:
             # What starts near is not to be thrown off.
             rate = config.rate if start or config.kind != "rotation" else config.rate / 10
             schedule = Schedule(config.steps, config.batch, rate, config.price)
-            first = of_means(self.learned, self.name, values, width) if start == 0 else None
+            first = of_means(self.learned, self.name, values, width) if start < 2 else None
             subspace = Subspace(config.kind, width, self.count, self.source, first)
             losses = learn(
                 model,

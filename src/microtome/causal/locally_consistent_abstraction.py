@@ -10,7 +10,8 @@
 So each mechanism is tried by itself, wherever errors of others would hide or undo it. Reference: Beckers, Eberhardt and
 Halpern (2019), Approximate Causal Abstraction, and Jenner et al. (2023), A Comparison of Causal Scrubbing, Causal
 Abstractions, and Related Methods, for the local form. Misleads: steps that are right one by one need not add up, since
-small errors are rounded away by the reading; and what stands nearest is always something.
+small errors are rounded away by the reading; and a value that no row has by itself cannot be read: rows that should
+take one are left out.
 """
 
 from dataclasses import dataclass
@@ -243,6 +244,7 @@ def _read(
     nearest = torch.cdist(moved[:, columns].flatten(0, 1), seen).argmin(-1)
     hits = (values_seen[nearest].unflatten(0, (len(moved), -1)) == due[:, columns]).all(-1)
     changed = (known[one.base][:, columns] != due[:, columns]).any(-1)
+    changed &= torch.isin(due[:, columns], values_seen).all(-1)  # what never stands anywhere cannot be read
     return hits, changed, float(readable.double().mean())
 
 
