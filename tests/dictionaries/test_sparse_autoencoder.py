@@ -14,7 +14,7 @@ from microtome.testbeds.toys import planted_dictionary
 from microtome.testbeds.toys.planted_dictionary import SITE
 
 CASE = planted_dictionary.build("orthogonal")
-SHORT = Config(site=SITE, width=64, k=3, steps=300, batch=256)
+SHORT = Config(site=SITE, width=64, k=3, steps=300, batch=128)
 
 
 def test_planted_features_are_found_and_shuffled_values_are_not_explained() -> None:
@@ -26,6 +26,7 @@ def test_planted_features_are_found_and_shuffled_values_are_not_explained() -> N
     assert result.data.attrs["l0"] <= 3.0
 
 
+@pytest.mark.training
 def test_the_control_network_does_not_have_them() -> None:
     result = sparse_autoencoder.run(CASE.control, CASE.tokens, SHORT.model_copy(update={"control": False}))
     (answer,) = result.answers()
