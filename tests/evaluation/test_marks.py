@@ -137,7 +137,15 @@ def test_directions_beside_random_ones(model: microtome.Model) -> None:
     assert 0.2 < found["features, cosine"].chance < 0.7
     only = named(marks((Directions(site, true.numpy(), variable="a"),), truth, model))
     assert "features, cosine" not in only
-    assert "variables, cosine" in only
+    assert set(only) == {"variables, span", "variables, recovered"}
+    # Three values are told apart in two dimensions, in whatever directions these are written.
+    turned = np.linalg.qr(np.random.default_rng(0).standard_normal((2, 2)))[0] @ np.linalg.svd(
+        true.numpy() - true.numpy().mean(0)
+    )[2][:2].astype(np.float64)
+    whole = named(marks((Directions(site, turned, variable="a"),), truth, model))["variables, span"]
+    half = named(marks((Directions(site, turned[:1], variable="a"),), truth, model))["variables, span"]
+    assert whole.value == pytest.approx(1.0)
+    assert half.value < 0.9
     assert not marks((Directions(Site("resid_pre", 0), true.numpy()),), truth, model)
     assert not marks((Directions(site, true.numpy(), variable="b"),), truth, model)
 

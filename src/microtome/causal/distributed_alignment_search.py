@@ -117,9 +117,8 @@ class Result(result.Result):
     def answers(self) -> tuple[Answer, ...]:
         found = []
         for index, name in enumerate(self.data["variable"].values.tolist()):
-            one = self.directions(name)
-            rows = one if len(one) == 1 else self._rows("codes", name)
-            found.append(Directions(as_site(str(self.data["site"].values[index])), rows, name))
+            site = as_site(str(self.data["site"].values[index]))
+            found.append(Directions(site, self.directions(name), name))
         return tuple(found)
 
     def shapes(self) -> tuple[Shape, ...]:

@@ -4,7 +4,8 @@
     nodes, edges      circuit, roles           AUROC: does what is true rank higher?        average precision
     rules             rules                    share of the strongest that are true ones    average precision
     found circuit     circuit                  F1 of its nodes; of its edges                share of the true ones found
-    directions        variables, features      mean cosine of each true one with its best   share with a cosine of 0.9
+    directions        variables, features      mean cosine of each true one with its best; of a variable's
+                                               subspace, how much of each lies inside      share with a cosine of 0.9
     quantities        quantities               1 − size of the error / size of the truth    share within 1 %
     exact quantities  quantities               share equal up to rounding
 
@@ -21,6 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy.stats import rankdata
+from torch import Tensor
 
 from microtome.circuits.edge_graph import EdgeGraph
 from microtome.core.answers import (
@@ -218,17 +220,36 @@ def _directions(answer: Directions, truth: Truth, random: np.random.Generator) -
     if str(answer.site) in truth.features and not answer.variable:
         keys["features"] = truth.features[str(answer.site)]
     for what, real in keys.items():
-        true = _unit(real.detach().cpu().double().numpy())
+        true = _unit(_told_apart(real, answer.variable))
         shape = answer.directions.shape
         if shape[1] != true.shape[1] or not len(true) or not shape[0]:
             continue
-        best = _best(true, _unit(answer.directions.astype(np.float64)))
-        luck = [_best(true, _unit(random.standard_normal(shape))) for _ in range(DRAWS)]
+        # A subspace found for one variable is one answer, whatever directions it is written in.
+        score, close = ("span", _inside) if answer.variable else ("cosine", _best)
+        best = close(true, _unit(answer.directions.astype(np.float64)))
+        luck = [close(true, _unit(random.standard_normal(shape))) for _ in range(DRAWS)]
         of = f"{shape[0]} found, {len(true)} true in {shape[1]} dimensions"
         what = what.split(" ", maxsplit=1)[0].removesuffix("s") + "s"
-        yield Mark(f"{what}, cosine", float(best.mean()), np.array([one.mean() for one in luck]), of)
+        yield Mark(f"{what}, {score}", float(best.mean()), np.array([one.mean() for one in luck]), of)
         recovered = np.array([(one > RECOVERED).mean() for one in luck])
         yield Mark(f"{what}, recovered", float((best > RECOVERED).mean()), recovered, of, True)
+
+
+def _told_apart(real: Float[Tensor, "true d"], variable: str) -> Float[NDArray[np.float64], "true d"]:
+    """The true directions; of one variable's values what tells them apart, since what they share says nothing."""
+    rows: NDArray[np.float64] = real.detach().cpu().double().numpy()
+    return rows - rows.mean(0) if variable and len(rows) > 1 else rows
+
+
+def _inside(
+    true: Float[NDArray[np.float64], "true d"], mine: Float[NDArray[np.float64], "found d"]
+) -> Float[NDArray[np.float64], " true"]:
+    """How much of each true direction lies in the span of those found."""
+    frame = np.linalg.svd(mine, full_matrices=False)
+    least = 1e-6 * float(frame.S.max(initial=0.0))
+    inside = frame.Vh[frame.S > least]
+    found: NDArray[np.float64] = np.linalg.norm(true @ inside.T, axis=1)
+    return found
 
 
 def _unit(rows: Float[NDArray[np.float64], "row d"]) -> Float[NDArray[np.float64], "row d"]:
