@@ -245,9 +245,8 @@ def _inside(
     true: Float[NDArray[np.float64], "true d"], mine: Float[NDArray[np.float64], "found d"]
 ) -> Float[NDArray[np.float64], " true"]:
     """How much of each true direction lies in the span of those found."""
-    frame = np.linalg.svd(mine, full_matrices=False)
-    least = 1e-6 * float(frame.S.max(initial=0.0))
-    inside = frame.Vh[frame.S > least]
+    _, sizes, frame = np.linalg.svd(mine, full_matrices=False)
+    inside = frame[sizes > 1e-6 * sizes.max(initial=0.0)]
     found: NDArray[np.float64] = np.linalg.norm(true @ inside.T, axis=1)
     return found
 
