@@ -91,7 +91,7 @@ def test_ctrl_c_keeps_what_is_done(
     ("words", "said"),
     [
         (["nothing"], "no method is called"),
-        (["skip_trigrams"], "names no claims"),
+        (["progress_measures"], "names no claims"),
         (["ablation", "-t", "nowhere"], "no testbed or case"),
         (["ablation", "--against", "absent.json"], "holds no grades"),
         (["ablation", "-t", "programs/copy", "--set", "seed"], "name=value"),
