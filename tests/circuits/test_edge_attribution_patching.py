@@ -75,7 +75,7 @@ def test_gradients_on_the_way_add_up_to_the_whole_as_steps_grow(name: str, direc
 
 def test_along_its_own_activations_the_edges_of_a_source_add_up_to_replacing_it() -> None:
     """Integrated gradients are complete on a straight way; the midpoint rule's error falls with the steps' square."""
-    model, pairs = microtome.load(families.make("gptj", n_layer=2, n_head=2)), random_pairs(1)
+    model, pairs = families.model("gptj"), random_pairs(1)
     graph = EdgeGraph.of(model)
     ((batch, ablation),) = EdgePairs(model, graph, pairs, "logit-difference").batches()
     intact = batch.score(torch.zeros(graph.allowed.shape), ablation)
