@@ -43,9 +43,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank in range(2)
     ]
     parallel_worker.run(out, shared=False)
-    for one in started:
-        _, told = one.communicate(timeout=300)
-        assert one.returncode == 0, told
+    told = [one.communicate(timeout=300)[1] for one in started]
+    assert [one.returncode for one in started] == [0, 0], "\n".join(told)
     return out
 
 

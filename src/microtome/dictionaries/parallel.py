@@ -5,6 +5,7 @@
     distributed.init_process_group("gloo")
     train(ShareOfRows(stream), recipes, learner=DataParallel)
     train(stream, recipes, learner=Sharded)
+    distributed.destroy_process_group()
 
 1. Rows shared: gradients are averaged over processes, counts of units that are on are summed, and the first rows, which
    say the footing, are put together; so every process goes the way that one would go with all rows.
