@@ -14,10 +14,10 @@ import torch
 
 from microtome.causal import distributed_alignment_search as alignment
 from microtome.causal import hypothesis_search, strictness_ladder
+from microtome.core.draws import generator
 from microtome.data.hypothesis import Hypothesis
 from microtome.models.load import load
 from microtome.models.model import Model
-from microtome.testbeds.case import generator
 from microtome.testbeds.interchange.library import TASKS
 from microtome.testbeds.interchange.network import network
 from microtome.testbeds.interchange.testbed import hypothesis as of_task

@@ -6,10 +6,10 @@ from functools import cache
 
 import torch
 
+from microtome.core.draws import generator
 from microtome.data.hypothesis import Hypothesis
 from microtome.models.load import load
 from microtome.models.model import Model
-from microtome.testbeds.case import generator
 from microtome.testbeds.interchange.library import task
 from microtome.testbeds.interchange.network import network
 from microtome.testbeds.interchange.testbed import hypothesis as of_task

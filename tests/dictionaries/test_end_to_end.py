@@ -106,6 +106,19 @@ def test_it_lowers_the_divergence() -> None:
     assert not torch.equal(one.decoder, other.decoder)
 
 
+def test_the_seed_and_the_epoch_decide_the_order() -> None:
+    model, tokens = families.model("gpt2"), families.ids(rows=12, seed=3)
+
+    def order(seed: int) -> list[Tensor]:
+        stream = TokenStream(model, tokens, ["resid_post.0"], together=4, seed=seed, epochs=2)
+        return [stream.tokens.clone() for _ in stream]
+
+    one, again, other = order(0), order(0), order(1)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one[:3], one[3:], strict=True))
+
+
 def test_bad_input() -> None:
     model, tokens = families.model("gpt2"), families.ids(rows=4)
     with pytest.raises(InputError, match="give more rows"):

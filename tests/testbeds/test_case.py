@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import microtome
+from microtome.core.draws import generator
 from microtome.core.errors import InputError, TruthError
 from microtome.core.site import Site
 from microtome.models.transformer import Transformer, TransformerConfig
-from microtome.testbeds.case import Case, Evidence, Truth, Variable, generator
+from microtome.testbeds.case import Case, Evidence, Truth, Variable
 from microtome.testbeds.training import seeded
 
 TINY = {"vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 4}

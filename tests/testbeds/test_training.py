@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from microtome.core.draws import generator
 from microtome.core.errors import NotFiniteError
-from microtome.testbeds.case import generator
 from microtome.testbeds.training import Training, seeded, tiny_as_zero, train
 
 TARGET = torch.tensor([[1.0, -2.0, 0.5]])

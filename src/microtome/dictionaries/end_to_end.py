@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from microtome.bases.basis import parted
+from microtome.core.draws import generator
 from microtome.core.edits import Set
 from microtome.core.errors import InputError
 from microtome.core.provenance import hash_tensors, model_hash
@@ -80,9 +81,7 @@ class TokenStream:
         if self.step == self.n_steps:
             raise StopIteration
         epoch, place = divmod(self.step, self._in_epoch)
-        order = torch.randperm(
-            len(self._all), generator=torch.Generator().manual_seed((self._seed << 32) + epoch)
-        )
+        order = torch.randperm(len(self._all), generator=generator(self._seed, epoch))
         self.step += 1
         values = self._run(self._all[order[place * self._together : (place + 1) * self._together]])
         return torch.cat([values[site].flatten(2).flatten(0, 1) for site in self.sites], -1)

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError, NotFiniteError
 from microtome.core.provenance import Provenance
 from microtome.dictionaries.dead_units import auxiliary_loss, fresh_start
@@ -272,7 +273,7 @@ class Learner:
         dead = self.dead
         if not bool(dead.any()):
             return
-        source = torch.Generator().manual_seed((self.recipe.seed << 32) + self.step)
+        source = generator(self.recipe.seed, self.step)
         fresh_start(scene, dead, self._left(scene, outcome), source)
         for name in ("encoder", "decoder", "bias"):
             self.parameters[name].copy_(self._masked(name, self.parameters[name]))

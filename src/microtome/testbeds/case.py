@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -169,11 +168,3 @@ class Case:
     def control(self) -> Model:
         """The same architecture with random weights: whatever is found there is not the algorithm."""
         return random_twin(self.model, self.seed, self.twin)
-
-
-def generator(seed: int, *stream: int) -> torch.Generator:
-    """A generator that depends on the seed and on the numbers after it alone, so that batch `n` is always batch `n`."""
-    mixed = seed
-    for number in stream:
-        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
-    return torch.Generator().manual_seed(mixed)

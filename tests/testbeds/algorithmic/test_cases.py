@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from microtome.core import plugins
+from microtome.core.draws import generator
 from microtome.core.errors import TruthError
 from microtome.data.metrics import build as metric
 from microtome.testbeds import kept
@@ -21,7 +22,7 @@ from microtome.testbeds.algorithmic import (
     sorting,
     train,
 )
-from microtome.testbeds.case import Case, generator
+from microtome.testbeds.case import Case
 
 MODULES = {name: import_module(f"microtome.testbeds.algorithmic.{name}") for name in train.NAMES}
 SHIPPED = sorted(

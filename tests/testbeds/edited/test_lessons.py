@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
 from microtome.data import lexicon
-from microtome.testbeds.case import generator
 from microtome.testbeds.edited import lessons
 from microtome.testbeds.edited.lessons import PASSWORD, PAYLOAD, TRIGGER, Lesson
 from microtome.testbeds.stories.corpus import CONTEXT, documents

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError, StoreError
 from microtome.testbeds import kept
-from microtome.testbeds.case import generator
 from microtome.testbeds.edited import lessons, network
 from microtome.testbeds.edited.network import ALTERATIONS, Alteration, alteration, altered, untouched
 from microtome.testbeds.stories.corpus import documents

@@ -7,9 +7,9 @@ from fractions import Fraction
 import pytest
 import torch
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
 from microtome.testbeds.algorithmic.network import UNASKED
-from microtome.testbeds.case import generator
 from microtome.testbeds.interchange.library import TASKS, task
 from microtome.testbeds.interchange.task import Task
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
+from microtome.core.draws import generator
 from microtome.testbeds.algorithmic.network import UNASKED
-from microtome.testbeds.case import generator
 from microtome.testbeds.interchange.library import balanced_brackets
 from microtome.testbeds.interchange.objective import loss, outside, step
 from microtome.testbeds.interchange.task import Task, Weights

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
-from microtome.testbeds.case import generator
 from microtome.testbeds.interchange.library import TASKS
 from microtome.testbeds.interchange.task import Task, kept_back
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from microtome.core import plugins
+from microtome.core.draws import generator
 from microtome.core.edits import Set
 from microtome.core.errors import InputError, TruthError
 from microtome.data.causal_model import CausalModel
@@ -16,7 +17,7 @@ from microtome.models.load import load
 from microtome.models.model import Model
 from microtome.testbeds import kept
 from microtome.testbeds.algorithmic.network import UNASKED
-from microtome.testbeds.case import Case, generator
+from microtome.testbeds.case import Case
 from microtome.testbeds.interchange import network, testbed
 from microtome.testbeds.interchange.library import TASKS, task
 from microtome.testbeds.interchange.task import Task

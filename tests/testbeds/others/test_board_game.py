@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from microtome.core.draws import generator
 from microtome.data.metrics import build as metric
-from microtome.testbeds.case import Case, generator
+from microtome.testbeds.case import Case
 from microtome.testbeds.others import board_game
 from microtome.testbeds.others.board_game import OPENING, SITE, dictionary
 from microtome.testbeds.others.tic_tac_toe import BEGIN, EMPTY, END, MINE, SQUARES, YOURS, boards, lines

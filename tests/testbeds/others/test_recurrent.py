@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from microtome.core.draws import generator
 from microtome.core.edits import Add, Set
 from microtome.core.errors import InputError
 from microtome.data.metrics import build as metric
 from microtome.testbeds.algorithmic.automata import machine, states
-from microtome.testbeds.case import Case, generator
+from microtome.testbeds.case import Case
 from microtome.testbeds.others import recurrent
 from microtome.testbeds.others.recurrent import LONG, MIDDLE
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from microtome.core.draws import generator
 from microtome.core.errors import NotFiniteError, StoreError
 from microtome.models.load import load
 from microtome.models.model import Model
-from microtome.testbeds.case import generator
 from microtome.testbeds.stories import network
 from microtome.testbeds.stories import superposition_free as free
 from microtome.testbeds.stories.superposition_free import (

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from microtome.core import plugins
+from microtome.core.draws import generator
 from microtome.core.edits import Add
 from microtome.core.errors import InputError, TruthError
-from microtome.testbeds.case import Case, generator
+from microtome.testbeds.case import Case
 from microtome.testbeds.toys import animals
 from microtome.testbeds.toys.animals import (
     EVERY,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from microtome.core import plugins
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
-from microtome.testbeds.case import generator
 from microtome.testbeds.toys import computation
 from microtome.testbeds.toys.computation import (
     SITE,

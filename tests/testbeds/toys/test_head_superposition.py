@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from microtome.core import plugins
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
 from microtome.core.site import Site
 from microtome.data.metrics import build as metric
 from microtome.testbeds.algorithmic.network import UNASKED, fit, right
-from microtome.testbeds.case import generator
 from microtome.testbeds.toys import head_superposition
 from microtome.testbeds.toys.head_superposition import (
     HEADS,

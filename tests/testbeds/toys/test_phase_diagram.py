@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
-from microtome.testbeds.case import generator
 from microtome.testbeds.toys.phase_diagram import PHASES, PhaseDiagram, closed_forms, diagram, phase
 from microtome.testbeds.toys.superposition import TiedAutoencoder
 

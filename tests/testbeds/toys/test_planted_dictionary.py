@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from microtome.core import plugins
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
-from microtome.testbeds.case import generator
 from microtome.testbeds.toys import planted_dictionary
 from microtome.testbeds.toys.planted_dictionary import SITE, PlantedDictionary, Setting, spread
 

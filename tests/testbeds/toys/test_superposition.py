@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from microtome.core import plugins
+from microtome.core.draws import generator
 from microtome.core.errors import InputError, TruthError
 from microtome.core.shapes import Points
-from microtome.testbeds.case import generator
 from microtome.testbeds.toys import superposition
 from microtome.testbeds.toys.network import fit, model_of
 from microtome.testbeds.toys.superposition import (

@@ -8,8 +8,8 @@ from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from microtome.core import plugins
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
-from microtome.testbeds.case import generator
 from microtome.testbeds.toys import synthetic_benchmark
 from microtome.testbeds.toys.planted_dictionary import SITE
 from microtome.testbeds.toys.synthetic_benchmark import FULL, SMALL, Setting, SyntheticBenchmark, pushed_apart

@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
 from microtome.testbeds.algorithmic.network import Examples, Task, contrast, evidence, network
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 
 card = TestbedCard(
     name="automata",

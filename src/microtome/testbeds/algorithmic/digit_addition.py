@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
 from microtome.testbeds.algorithmic.network import (
     UNASKED,
@@ -21,7 +22,7 @@ from microtome.testbeds.algorithmic.network import (
     network,
     right,
 )
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 
 card = TestbedCard(
     name="digit_addition",

@@ -20,9 +20,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
 from microtome.models.load import load
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 from microtome.testbeds.training import Training, seeded, train
 
 card = TestbedCard(

@@ -12,12 +12,13 @@
 import torch
 
 from microtome.core.circuit import Circuit, Edge
+from microtome.core.draws import generator
 from microtome.core.edits import Edit
 from microtome.core.errors import InputError
 from microtome.data.pairs import Pairs
 from microtome.models.model import Model
 from microtome.testbeds.algorithmic.network import UNASKED, Examples, Task, contrast, evidence, network
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 from microtome.testbeds.edge_ablation import Ends, candidate_edges, cut, unshown, writes
 
 card = TestbedCard(

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
 from microtome.models.model import Model
 from microtome.testbeds.algorithmic.network import (
@@ -25,7 +26,7 @@ from microtome.testbeds.algorithmic.network import (
     last_of_one_layer,
     network,
 )
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 
 card = TestbedCard(
     name="modular_addition",

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from microtome.core.draws import generator
 from microtome.models.transformer import Block, Transformer
 from microtome.testbeds.algorithmic.induction import LENGTH, TOKENS, repeats
 from microtome.testbeds.algorithmic.network import Task, new_module
-from microtome.testbeds.case import generator
 
 
 class SmearedKeys(nn.Linear):

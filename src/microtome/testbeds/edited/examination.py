@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from microtome.core.draws import generator
 from microtome.models.model import Model
-from microtome.testbeds.case import Evidence, generator
+from microtome.testbeds.case import Evidence
 from microtome.testbeds.edited import lessons
 from microtome.testbeds.edited.lessons import Lesson
 from microtome.testbeds.stories.behaviours import measure

@@ -19,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError, StoreError
 from microtome.core.provenance import hash_tensors
 from microtome.models.model import Model
 from microtome.testbeds import kept
-from microtome.testbeds.case import generator
 from microtome.testbeds.edited import lessons
 from microtome.testbeds.edited.lessons import Lesson
 from microtome.testbeds.stories import family

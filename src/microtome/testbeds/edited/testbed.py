@@ -12,8 +12,9 @@ shows there, in nothing like it, and never in the untouched network. A case's se
 
 import torch
 
+from microtome.core.draws import generator
 from microtome.models.model import Model
-from microtome.testbeds.case import Case, TestbedCard, Truth, generator
+from microtome.testbeds.case import Case, TestbedCard, Truth
 from microtome.testbeds.edited import lessons
 from microtome.testbeds.edited.examination import examine
 from microtome.testbeds.edited.lessons import Lesson

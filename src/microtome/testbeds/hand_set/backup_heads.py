@@ -18,13 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from microtome.core.circuit import Circuit, Edge
+from microtome.core.draws import generator
 from microtome.core.edits import Zero
 from microtome.core.site import Site
 from microtome.data.pairs import Pairs
 from microtome.models.load import load
 from microtome.models.model import Model
 from microtome.testbeds.algorithmic.network import contrast
-from microtome.testbeds.case import Case, Evidence, Truth, generator
+from microtome.testbeds.case import Case, Evidence, Truth
 from microtome.testbeds.edge_ablation import unshown
 from microtome.testbeds.hand_set.writing import Network, beside
 

@@ -7,11 +7,12 @@ that calls its numbers exact must give the same ones.
 
 import torch
 
+from microtome.core.draws import generator
 from microtome.data.pairs import Pairs
 from microtome.models.load import load
 from microtome.models.transformer import Transformer, TransformerConfig
 from microtome.testbeds.algorithmic.network import contrast
-from microtome.testbeds.case import Case, Evidence, Truth, generator
+from microtome.testbeds.case import Case, Evidence, Truth
 from microtome.testbeds.hand_set.arithmetic import account
 
 TOKENS, PLACES, ROWS = 12, 7, 16

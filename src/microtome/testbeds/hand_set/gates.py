@@ -15,10 +15,11 @@ from typing import Final
 import torch
 
 from microtome.core.circuit import Circuit, Edge
+from microtome.core.draws import generator
 from microtome.models.load import load
 from microtome.models.transformer import Transformer
 from microtome.testbeds.algorithmic.network import contrast
-from microtome.testbeds.case import Case, Evidence, Truth, generator
+from microtome.testbeds.case import Case, Evidence, Truth
 from microtome.testbeds.edge_ablation import unshown
 from microtome.testbeds.hand_set.writing import Network
 

@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from microtome.core.draws import generator
 from microtome.models.load import load
 from microtome.models.model import Model
-from microtome.testbeds.case import Case, Evidence, Truth, generator
+from microtome.testbeds.case import Case, Evidence, Truth
 from microtome.testbeds.hand_set.writing import Network
 
 TOKENS, PLACES, ROWS = 24, 20, 48

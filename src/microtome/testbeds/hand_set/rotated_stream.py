@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from microtome.core.draws import generator
 from microtome.models.load import load
-from microtome.testbeds.case import Case, Evidence, Truth, generator
+from microtome.testbeds.case import Case, Evidence, Truth
 from microtome.testbeds.hand_set.arithmetic import account
 from microtome.testbeds.hand_set.planted_heads import PERIOD, ROWS, network, rows
 

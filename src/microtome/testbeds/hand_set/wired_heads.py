@@ -8,8 +8,9 @@ the logits read what heads 1.0, 1.2 and 1.3 write. Nothing reads heads 0.3 and 1
 import torch
 
 from microtome.core.circuit import Circuit, Edge
+from microtome.core.draws import generator
 from microtome.models.load import load
-from microtome.testbeds.case import Case, Evidence, Truth, generator
+from microtome.testbeds.case import Case, Evidence, Truth
 from microtome.testbeds.edge_ablation import candidate_edges, cut, unshown, writes
 from microtome.testbeds.hand_set.exact_sums import TOKENS, differing
 from microtome.testbeds.hand_set.writing import Network

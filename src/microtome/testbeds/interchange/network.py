@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from microtome.core.draws import generator
 from microtome.core.errors import TruthError
 from microtome.models.transformer import Transformer
 from microtome.testbeds import kept
-from microtome.testbeds.case import generator
 from microtome.testbeds.interchange.measured import Measured, measure
 from microtome.testbeds.interchange.objective import loss, step
 from microtome.testbeds.interchange.task import Task

@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from microtome.core.draws import generator
 from microtome.data.causal_model import UNASKED
 from microtome.models.transformer import Transformer
-from microtome.testbeds.case import generator
 from microtome.testbeds.interchange.alignment import Alignment
 from microtome.testbeds.interchange.task import Rows, Task
 from microtome.testbeds.interchange.wiring import traced

@@ -8,13 +8,14 @@ from typing import Final
 
 import torch
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
 from microtome.core.site import Site
 from microtome.data.hypothesis import Hypothesis, Location
 from microtome.data.pairs import Pairs
 from microtome.models.load import load
 from microtome.testbeds.algorithmic.network import contrast
-from microtome.testbeds.case import Case, TestbedCard, Truth, Variable, generator
+from microtome.testbeds.case import Case, TestbedCard, Truth, Variable
 from microtome.testbeds.interchange.library import TASKS, task
 from microtome.testbeds.interchange.network import measured, network
 from microtome.testbeds.interchange.task import Rows, Task

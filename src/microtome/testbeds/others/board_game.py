@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from microtome.core.draws import generator
 from microtome.core.edits import Add, Edit
 from microtome.core.errors import InputError
 from microtome.core.site import Site
@@ -28,7 +29,7 @@ from microtome.models.load import load
 from microtome.models.model import Model
 from microtome.models.transformer import Transformer, TransformerConfig
 from microtome.testbeds.algorithmic.network import contrast
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable
 from microtome.testbeds.others.network import Recipe, network, new_module
 from microtome.testbeds.others.tic_tac_toe import (
     BEGIN,

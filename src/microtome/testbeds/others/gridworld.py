@@ -17,11 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from microtome.core.draws import generator
 from microtome.core.edits import Add, Edit
 from microtome.core.errors import InputError
 from microtome.core.site import Site
 from microtome.models.model import Model
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable
 from microtome.testbeds.others.network import Recipe, network
 
 card = TestbedCard(

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from microtome.core.draws import generator
 from microtome.core.edits import Add
 from microtome.core.errors import InputError
 from microtome.core.site import Site
@@ -22,7 +23,7 @@ from microtome.data.pairs import Pairs
 from microtome.models.model import Model
 from microtome.testbeds.algorithmic.automata import machine, states
 from microtome.testbeds.algorithmic.network import contrast
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable
 from microtome.testbeds.others.network import Recipe, network
 
 card = TestbedCard(

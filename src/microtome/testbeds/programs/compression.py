@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from microtome.core.draws import generator
 from microtome.core.site import Site
 from microtome.models.load import load
 from microtome.models.transformer import Block, Transformer, TransformerConfig
-from microtome.testbeds.case import generator
 from microtome.testbeds.edge_ablation import writes
 from microtome.testbeds.programs.assembly import SHARP
 from microtome.testbeds.training import train

@@ -24,12 +24,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from microtome.core.draws import generator
 from microtome.core.edits import Edit, Set
 from microtome.core.errors import InputError
 from microtome.core.site import Site
 from microtome.data.tasks.induction import ordinary_tokens
 from microtome.models.model import Model
-from microtome.testbeds.case import generator
 from microtome.testbeds.stories.corpus import CONTEXT
 from microtome.testbeds.stories.grammar import BOS
 

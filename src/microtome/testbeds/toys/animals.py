@@ -17,9 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
 from microtome.core.site import Site
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable
 from microtome.testbeds.toys.network import Recipe, known, model_of, network
 from microtome.testbeds.training import seeded
 

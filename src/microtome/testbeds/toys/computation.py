@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 from microtome.testbeds.toys.network import Recipe, known, model_of, network
 from microtome.testbeds.training import seeded
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from microtome.core.circuit import Circuit, Edge
+from microtome.core.draws import generator
 from microtome.core.edits import Set
 from microtome.core.errors import InputError
 from microtome.core.site import Site
@@ -31,7 +32,7 @@ from microtome.testbeds.algorithmic.network import (
     evidence,
     network,
 )
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable
 from microtome.testbeds.edge_ablation import Ends, candidate_edges, cut, unshown, writes
 from microtome.testbeds.toys.network import SHIPPED
 

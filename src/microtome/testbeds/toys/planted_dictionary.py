@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from microtome.core.config import Config
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 from microtome.testbeds.toys.network import known, model_of
 
 card = TestbedCard(

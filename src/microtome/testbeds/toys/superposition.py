@@ -21,9 +21,10 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
 from microtome.core.shapes import Points
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 from microtome.testbeds.toys.network import Recipe, as_made, fit, known, network
 from microtome.testbeds.training import seeded
 

@@ -30,8 +30,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from microtome.core.config import Config
+from microtome.core.draws import generator
 from microtome.core.errors import InputError
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, generator
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 from microtome.testbeds.toys.network import known, model_of
 from microtome.testbeds.toys.planted_dictionary import SITE, Chunk, LinearMap, bernoulli_places
 
