@@ -1,13 +1,15 @@
 """Training on the model's outputs: gradients are those through the model, and the model stays as it was."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from microtome.bases.splice import splice
-from microtome.core.errors import InputError
+from microtome.core.errors import InputError, StoreError
 from microtome.core.site import Site
 from microtome.dictionaries.activations import ReLU
 from microtome.dictionaries.dictionary import Dictionary
@@ -104,6 +106,23 @@ def test_it_lowers_the_divergence() -> None:
     one, again, other = (taught(True, [r])[0].dictionary for r in (short, short, nested))
     assert torch.equal(one.decoder, again.decoder)
     assert not torch.equal(one.decoder, other.decoder)
+
+
+def test_a_training_on_outputs_is_taken_up_with_the_same_loss_alone(tmp_path: Path) -> None:
+    model, tokens = families.model("gpt2"), families.ids(rows=4)
+    recipe = Recipe(width=8, l0=2, steps=2)
+
+    def go_on(to_the_end: bool = True, **weights: float) -> Trained:
+        stream = TokenStream(model, tokens, ["resid_post.1"], together=2)
+        loss = {"target": ModelLoss(stream, **weights)} if to_the_end else {}
+        return train(stream, [recipe], folder=tmp_path, **loss)[0]
+
+    first = go_on(local=0.5)
+    others: tuple[dict[str, Any], ...] = ({}, {"local": 0.4}, {"to_the_end": False})
+    for other in others:
+        with pytest.raises(StoreError, match="its target differ"):
+            go_on(**other)
+    assert torch.equal(go_on(local=0.5).dictionary.decoder, first.dictionary.decoder)
 
 
 def test_the_seed_and_the_epoch_decide_the_order() -> None:

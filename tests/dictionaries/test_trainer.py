@@ -5,8 +5,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +181,28 @@ def test_another_training_or_a_damaged_file_is_not_taken_up(tmp_path: Path) -> N
     path.write_bytes(b"something else")
     with pytest.raises(StoreError, match="damaged or no training"):
         train(stream(), [recipe(steps=5)], folder=tmp_path)
+
+
+def absolute_error(rebuilt: Tensor, wanted: Tensor) -> Tensor:
+    return (rebuilt - wanted).abs().sum(-1).mean(-1)
+
+
+def test_another_target_or_other_rows_held_out_are_another_training(tmp_path: Path) -> None:
+    def go_on(rows: int | None = 64, folder: Path = tmp_path, **target: Any) -> Trained:
+        held_out = None if rows is None else values(rows, seed=5)
+        return train(stream(), [recipe(steps=4)], folder=folder, held_out=held_out, **target)[0]
+
+    first = go_on()
+    content = (tmp_path / "training.safetensors").read_bytes()
+    with pytest.raises(StoreError, match="its target differ"):
+        go_on(target=absolute_error)
+    for rows in (None, 63):
+        with pytest.raises(StoreError, match="its rows held out differ"):
+            go_on(rows)
+    with pytest.raises(InputError, match="partial has no name"):
+        go_on(target=partial(absolute_error), folder=tmp_path / "other")
+    assert (tmp_path / "training.safetensors").read_bytes() == content
+    assert same(go_on().dictionary, first.dictionary)
 
 
 def test_a_full_disk_says_so_and_the_last_state_stays(

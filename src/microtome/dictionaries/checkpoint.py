@@ -85,7 +85,7 @@ class Checkpoint:
         if differing := [part for part in self._identity if there.get(part) != self._identity[part]]:
             raise StoreError(
                 f"{self.path} is of another training (its {' and '.join(differing)} differ); nothing in it was "
-                "changed. Give another folder, or the same stream, recipes and layout as before"
+                "changed. Give another folder, or the same as before"
             )
         return found
 

@@ -124,6 +124,15 @@ class ModelLoss(OwnUnits):
             )
         self.divergence, self.downstream, self.local = divergence, downstream, local
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "writes": [str(site) for site in self.writes],
+            "later": [str(site) for site in self.later],
+            "weights": [self.divergence, self.downstream, self.local],
+            "stream": self.stream.identity,
+        }
+
     def loss(self, rebuilt: Float[Tensor, "row d"], wanted: Float[Tensor, "row d"]) -> Float[Tensor, ""]:
         """Of rows in the order of the stream's batch. The model's weights gather no gradients."""
         leaf = rebuilt.detach().requires_grad_(rebuilt.requires_grad)

@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from microtome.core.errors import InputError
 from microtome.dictionaries.drive import DenseDrive, Drive, SparseDrive
 from microtome.dictionaries.preparation import Preparation
 from microtome.dictionaries.recipe import Recipe
@@ -26,6 +28,11 @@ def squared_error(
 class OwnUnits(ABC):
     """A loss of values as the model has them, where a plain `Target` sees them as they are prepared."""
 
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides the loss, beside the values, in plain JSON."""
+
     @abstractmethod
     def loss(self, rebuilt: Float[Tensor, "row d"], wanted: Float[Tensor, "row d"]) -> Float[Tensor, ""]:
         """Of all rows of a batch, in order."""
@@ -40,6 +47,22 @@ class OwnUnits(ABC):
             return torch.stack([self.loss(footing.undo(prefix), own) for prefix in rebuilt])
 
         return of_prepared
+
+
+def told(target: Target | OwnUnits) -> dict[str, Any]:
+    """What is trained for, as it is kept with a training: a function by its name, for its text cannot be compared.
+
+    Raises `InputError` for what has no name, such as a partial function.
+    """
+    if isinstance(target, OwnUnits):
+        return {"kind": type(target).__qualname__} | target.identity
+    name = getattr(target, "__qualname__", None)
+    if name is None:
+        raise InputError(
+            f"a training that is kept has to know its target again; {type(target).__name__} has no name. "
+            "Give a function, or a subclass of OwnUnits with an identity"
+        )
+    return {"kind": f"{target.__module__}.{name}"}
 
 
 @dataclass(frozen=True, eq=False)

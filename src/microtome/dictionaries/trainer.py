@@ -7,7 +7,8 @@
 2. Each batch goes to every learner that is not done; now and then all of them are measured, in the form that they
    will have when training is over: on rows held out, or on the batch before it is learned from.
 3. With a folder, all is kept there every so often, in one file, written whole. Training that was killed goes on from
-   that file and ends bit for bit as if it had not been: batches depend on their number alone.
+   that file and ends bit for bit as if it had not been: batches depend on their number alone. Another stream, recipe,
+   layout, target, or other rows held out, are another training, and refused.
 
 Ctrl-C ends after the step at hand, with everything kept. A loss that is NaN ends with an error that says where; the
 file stays as it was last kept.
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from microtome.bases.streams import Stream
 from microtome.core.errors import InputError, NotFiniteError
-from microtome.core.provenance import Provenance
+from microtome.core.provenance import Provenance, hash_tensors
 from microtome.core.site import Site
 from microtome.dictionaries.checkpoint import Checkpoint, Interruption
 from microtome.dictionaries.dictionary import Dictionary
@@ -32,7 +33,7 @@ from microtome.dictionaries.layout import Layout, columns
 from microtome.dictionaries.learner import Learner, Taken
 from microtome.dictionaries.preparation import Preparation, prepare
 from microtome.dictionaries.recipe import Recipe
-from microtome.dictionaries.scene import OwnUnits, Target, squared_error
+from microtome.dictionaries.scene import OwnUnits, Target, squared_error, told
 
 Report = Callable[[int, Sequence[Taken | None]], None]
 _FIRST: Final = 4  # batches that say the footing
@@ -114,6 +115,8 @@ def train(
             "stream": stream.identity,
             "recipes": [recipe.model_dump(mode="json") for recipe in recipes],
             "layout": layout.told(),
+            "target": told(target),
+            "rows held out": None if held_out is None else hash_tensors({"rows": held_out}),
         }
         kept = Checkpoint(Path(folder), identity)
     step = 0
