@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from microtome.dictionaries.activations import ReLU
 from microtome.dictionaries.dictionary import Dictionary
 from microtome.dictionaries.end_to_end import ModelLoss, TokenStream, divergence, unexplained
 from microtome.dictionaries.recipe import Recipe
+from microtome.dictionaries.scene import squared_error
 from microtome.dictionaries.trainer import Trained, train
 from microtome.models.model import Model
 from models import families
@@ -112,17 +112,16 @@ def test_a_training_on_outputs_is_taken_up_with_the_same_loss_alone(tmp_path: Pa
     model, tokens = families.model("gpt2"), families.ids(rows=4)
     recipe = Recipe(width=8, l0=2, steps=2)
 
-    def go_on(to_the_end: bool = True, **weights: float) -> Trained:
+    def go_on(local: float | None) -> Trained:
         stream = TokenStream(model, tokens, ["resid_post.1"], together=2)
-        loss = {"target": ModelLoss(stream, **weights)} if to_the_end else {}
-        return train(stream, [recipe], folder=tmp_path, **loss)[0]
+        target = squared_error if local is None else ModelLoss(stream, local=local)
+        return train(stream, [recipe], folder=tmp_path, target=target)[0]
 
-    first = go_on(local=0.5)
-    others: tuple[dict[str, Any], ...] = ({}, {"local": 0.4}, {"to_the_end": False})
-    for other in others:
+    first = go_on(0.5)
+    for other in (None, 0.0, 0.4):
         with pytest.raises(StoreError, match="its target differ"):
-            go_on(**other)
-    assert torch.equal(go_on(local=0.5).dictionary.decoder, first.dictionary.decoder)
+            go_on(other)
+    assert torch.equal(go_on(0.5).dictionary.decoder, first.dictionary.decoder)
 
 
 def test_the_seed_and_the_epoch_decide_the_order() -> None:
