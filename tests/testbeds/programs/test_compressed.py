@@ -21,7 +21,7 @@ def test_more_directions_than_dimensions_and_every_answer_right(name: str) -> No
     case = compressed.build(name)
     assert [one.holds for one in case.evidence] == [True, True]
     for site, dictionary in case.truth.features.items():
-        assert len(dictionary) > dictionary.shape[1] == case.model.sizes["d_model"]
+        assert dictionary.shape[1] == case.model.sizes["d_model"]
         assert case.model.has(Site.parse(site))
     assert (case.truth.circuit is not None) == name.endswith("_turned")
 
@@ -30,15 +30,22 @@ def test_the_stream_of_a_turned_network_is_the_wide_one_through_the_dictionary()
     case = compressed.build("sort_turned", seed=3)
     compiled = program("sort").compile()
     wide = load(compiled.transformer())
+    matrix = occupied(wide.module, compiled.encode(compressed._inputs(program("sort"))), seed=3)
+    off = matrix @ matrix.T - torch.eye(len(matrix))
+    assert float(off.abs().max()) > 0.1  # directions interfere
     for site, dictionary in case.truth.features.items():
         there, here = (model.run(case.tokens, [site])[Site.parse(site)] for model in (wide, case.model))
-        assert torch.allclose(there @ dictionary, here, atol=1e-3)
-        assert torch.allclose(here @ dictionary.T, there, atol=1e-3)
-        off = dictionary @ dictionary.T - torch.eye(len(dictionary))
-        assert float(off.abs().max()) > 0.1  # directions interfere
+        assert torch.allclose(there @ matrix, here, atol=1e-3)
+        assert torch.allclose(here @ matrix.T, there, atol=1e-3)
+        # The dictionary there: no direction along which nothing ever changes, and all along which something does.
+        changes = there.flatten(0, 1).std(0) > 1e-3
+        assert torch.equal(dictionary, matrix[changes])
+    sizes = [len(dictionary) for dictionary in case.truth.features.values()]
+    assert sizes == sorted(sizes)  # each part adds its own
+    assert sizes[0] < sizes[-1]
     for variable in case.truth.variables:
         plain = next(one for one in compiled.truth().variables if one.name == variable.name)
-        assert torch.allclose(variable.directions, plain.directions @ case.truth.features["resid_pre.0"])
+        assert torch.allclose(variable.directions, plain.directions @ matrix)
 
 
 def test_no_edge_outside_the_program_matters() -> None:

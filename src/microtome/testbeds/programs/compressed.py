@@ -6,17 +6,19 @@ is no case.
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
 import torch
 import typer
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from microtome.core.errors import InputError
-from microtome.core.site import Site
+from microtome.models.load import load
+from microtome.models.transformer import Transformer
 from microtome.testbeds import kept
 from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 from microtome.testbeds.programs.compiler import Compiled
@@ -43,6 +45,7 @@ LEARNED: Final = {  # by how many dimensions less than the streams fill
     "length": 2,
     "fraction_of_previous": 2,
 }
+_SAME: Final = 1e-3  # sharp attention leaves this much of what it does not look at
 WEIGHTS: Final = Path(__file__).parent / "weights"
 
 
@@ -63,8 +66,9 @@ def build(case: str, seed: int = 0) -> Case:
     one = program(name)
     compiled = one.compile()
     wide = compiled.transformer().requires_grad_(False)
+    tokens = compiled.encode(_inputs(one))
     if way == "turned":
-        matrix = occupied(wide, compiled.encode(_inputs(one)), seed)
+        matrix = occupied(wide, tokens, seed)
     else:
         weights, record = kept.read(WEIGHTS / f"{name}.safetensors")
         kept.same_settings(WEIGHTS / f"{name}.safetensors", record, _settings(name))
@@ -74,27 +78,42 @@ def build(case: str, seed: int = 0) -> Case:
         one,
         compiled,
         compressed(wide, matrix).requires_grad_(False),
-        truth(compiled, matrix, way),
+        truth(compiled, matrix, way, changing(wide, tokens)),
         seed,
         (Evidence("directions for each dimension", len(matrix) / matrix.shape[1], least=1.05),),
     )
 
 
-def truth(compiled: Compiled, matrix: Float[Tensor, "d_model narrow"], way: str) -> Truth:
-    """The truth of the wide network, its directions put through the matrix; the dictionary at every stream. Where
-    something was lost, other edges may carry a little of it, so a learned one has no circuit."""
+def truth(
+    compiled: Compiled,
+    matrix: Float[Tensor, "d_model narrow"],
+    way: str,
+    changes: Mapping[str, Bool[Tensor, " d_model"]],
+) -> Truth:
+    """The truth of the wide network, its directions put through the matrix; the dictionary at every stream has those
+    along which something changes there. Where something was lost, other edges may carry a little of it, so a learned
+    one has no circuit."""
     wide = compiled.truth()
-    sizes = compiled.sizes
-    sites = [Site("resid_pre", 0)]
-    for layer in range(sizes["layers"]):
-        sites += [Site("resid_mid", layer)] if sizes["d_mlp"] else []
-        sites.append(Site("resid_post", layer))
     return replace(
         wide,
         circuit=wide.circuit if way == "turned" else None,
         variables=tuple(replace(one, directions=one.directions @ matrix) for one in wide.variables),
-        features={str(site): matrix for site in sites},
+        features={site: matrix[there] for site, there in changes.items()},
     )
+
+
+@torch.no_grad()
+def changing(wide: Transformer, tokens: Int[Tensor, "row column"]) -> dict[str, Bool[Tensor, " d_model"]]:
+    """At every stream, the directions along which these inputs or their places differ: no others can be seen there."""
+    model = load(wide)
+    sites = [site for site in model.sites() if site.part in ("resid_pre", "resid_mid", "resid_post")]
+    sites = [site for site in sites if site.part != "resid_pre" or site.layer == 0]
+    run = model.run(tokens, sites)
+    found = {}
+    for site in sites:
+        values = run[site].flatten(0, 1)
+        found[str(site)] = values.amax(0) - values.amin(0) > _SAME
+    return found
 
 
 def _inputs(one: Program) -> list[tuple[object, ...]]:
