@@ -29,20 +29,18 @@ from pydantic import Field
 from scipy.stats import t as student
 from torch import Tensor
 
-from microtome.bases import fitted, k_means
+from microtome.bases import k_means
 from microtome.bases.basis import Basis
-from microtome.core import config as base
 from microtome.core import result
 from microtome.core.card import Card
-from microtome.core.cost import measure
 from microtome.core.errors import InputError
-from microtome.core.provenance import Provenance, model_hash
 from microtome.core.shapes import Curve, Shape, Table
-from microtome.core.site import Site
 from microtome.dictionaries import random_dictionary, sparse_autoencoder
 from microtome.dictionaries.coders import k_svd
 from microtome.dictionaries.coders.coded_dictionary import CodedDictionary
 from microtome.dictionaries.coders.pursuit import OrthogonalMatchingPursuit
+from microtome.evaluation import site_values
+from microtome.evaluation.site_values import examined, sampled
 from microtome.models.model import Model
 
 Verdict = Literal["factors", "clusters", "neither"]
@@ -71,14 +69,9 @@ card = Card(
 )
 
 
-class Config(base.Config):
+class Config(site_values.Config):
     """Settings of clusters or factors."""
 
-    site: str = Field(
-        "", description="Site to look at; empty: the residual stream in the middle of the model."
-    )
-    rows: int = Field(64, ge=1, description="Prompts in a pass.")
-    sample: int = Field(4096, ge=64, description="Values looked at, at most, drawn at random.")
     units: int = Field(32, ge=2, description="Units of every basis on the plot.")
     l0: tuple[int, ...] = Field(
         (1, 2, 4, 8), description="Directions on in a row, from point to point of the plot."
@@ -89,7 +82,6 @@ class Config(base.Config):
     groups: int = Field(6, ge=3, description="Groups that are left out in turn.")
     within: int = Field(4, ge=1, description="Directions on in a row for groups left out.")
     controls: int = Field(5, ge=2, description="Values with moved groups.")
-    seed: int = Field(0, description="Of everything drawn.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,34 +124,15 @@ class Result(result.Result):
         return (plot, said)
 
 
-@torch.no_grad()
 def run(model: Model, data: Any, config: Config | None = None) -> Result:
-    """Raises `InputError` for fewer than 64 values, and where no site is named and the module has no map."""
-    config = config or Config()
-    site = Site.parse(config.site) if config.site else fitted.middle(model)
-    with measure() as recorder:
-        values, digest = fitted.values_at(model, data, site, config.rows, recorder)
-        flat = values.flatten(0, 1)
-        dataset = examine(flat[~flat.isnan().any(-1)], config)
-    dataset.attrs["site"] = str(site)
-    return Result(
-        card.name,
-        dataset,
-        config.model_dump(mode="json"),
-        config.seed,
-        Provenance(model.name, model_hash(model.module.state_dict()), digest),
-        recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
-    )
+    """Read the values and examine them; see `microtome.evaluation.site_values`, with what it raises."""
+    return examined(card, Result, examine, model, data, config or Config())
 
 
 def examine(values: Float[Tensor, "row d"], config: Config) -> xr.Dataset:
     """The arrays of a `Result`, of values alone."""
-    if len(values) < 64:
-        raise InputError(f"{len(values)} values are too few for groups of them; give at least 64")
     draw = torch.Generator().manual_seed(config.seed)
-    values = values[torch.randperm(len(values), generator=draw)[: config.sample]]
+    values = sampled(values, config, draw)
     aside = len(values) // 5
     plot = {
         name: [

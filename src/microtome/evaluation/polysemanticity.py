@@ -26,20 +26,17 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from microtome.bases import fitted, independent_components
+from microtome.bases import independent_components
 from microtome.bases.basis import Basis
 from microtome.bases.linear import LinearBasis
-from microtome.core import config as base
 from microtome.core import result
 from microtome.core.card import Card
-from microtome.core.cost import measure
-from microtome.core.errors import InputError
-from microtome.core.provenance import Provenance, model_hash
 from microtome.core.shapes import Shape, Table
-from microtome.core.site import Site
 from microtome.dictionaries.coders import k_svd
 from microtome.dictionaries.coders.coded_dictionary import CodedDictionary
 from microtome.dictionaries.coders.pursuit import OrthogonalMatchingPursuit
+from microtome.evaluation import site_values
+from microtome.evaluation.site_values import examined, sampled
 from microtome.models.model import Model
 
 Cause = Literal["monosemantic", "redundant", "rotated", "superposed", "no structure"]
@@ -68,14 +65,9 @@ card = Card(
 )
 
 
-class Config(base.Config):
+class Config(site_values.Config):
     """Settings of polysemanticity."""
 
-    site: str = Field(
-        "", description="Site to look at; empty: the residual stream in the middle of the model."
-    )
-    rows: int = Field(64, ge=1, description="Prompts in a pass.")
-    sample: int = Field(4096, ge=64, description="Values looked at, at most, drawn at random.")
     units: int | None = Field(
         None, ge=2, description="Of the larger dictionary; by default twice the dimensions, + 8."
     )
@@ -87,7 +79,6 @@ class Config(base.Config):
     least: float = Field(
         0.03, ge=0, description="A gain in explained variance of less is not called superposition."
     )
-    seed: int = Field(0, description="Of everything drawn.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,34 +122,15 @@ class Result(result.Result):
         )
 
 
-@torch.no_grad()
 def run(model: Model, data: Any, config: Config | None = None) -> Result:
-    """Raises `InputError` for fewer than 64 values, and where no site is named and the module has no map."""
-    config = config or Config()
-    site = Site.parse(config.site) if config.site else fitted.middle(model)
-    with measure() as recorder:
-        values, digest = fitted.values_at(model, data, site, config.rows, recorder)
-        flat = values.flatten(0, 1)
-        dataset = examine(flat[~flat.isnan().any(-1)], config)
-    dataset.attrs["site"] = str(site)
-    return Result(
-        card.name,
-        dataset,
-        config.model_dump(mode="json"),
-        config.seed,
-        Provenance(model.name, model_hash(model.module.state_dict()), digest),
-        recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
-    )
+    """Read the values and examine them; see `microtome.evaluation.site_values`, with what it raises."""
+    return examined(card, Result, examine, model, data, config or Config())
 
 
 def examine(values: Float[Tensor, "row d"], config: Config) -> xr.Dataset:
     """The arrays of a `Result`, of values alone."""
-    if len(values) < 64:
-        raise InputError(f"{len(values)} values are too few to tell what they are made of; give at least 64")
     draw = torch.Generator().manual_seed(config.seed)
-    values = values[torch.randperm(len(values), generator=draw)[: config.sample]]
+    values = sampled(values, config, draw)
     half = len(values) // 2
     components = independent_components.fit(values[:half], "path:values", _search(config))
     codes = components.encode(values)

@@ -8,7 +8,8 @@ message to the second one. Where the system has no such locks (Windows) nobody i
 import os
 import socket
 from pathlib import Path
-from typing import IO, Final
+from types import TracebackType
+from typing import IO, Final, Self
 
 from microtome.core.errors import StoreError
 
@@ -18,6 +19,25 @@ except ImportError:  # not a Unix
     fcntl = None  # type: ignore[assignment]
 
 LOCK: Final = "study.lock"
+
+
+class Holder:
+    """One who has the right to write into a folder, until it is closed or its block ends. held: as `lock` gave it."""
+
+    def __init__(self, held: IO[str]) -> None:
+        self._held = held
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others write. Nothing is left to be saved: what is done is on the disk already."""
+        self._held.close()
 
 
 def lock(folder: Path) -> IO[str]:

@@ -31,14 +31,13 @@ from copy import deepcopy
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 from microtome.core.claim import Ledger
 from microtome.core.cost import Cost, measure
 from microtome.core.errors import InputError, StoreError
 from microtome.store import manifest as manifests
-from microtome.store.lock import LOCK, lock
+from microtome.store.lock import LOCK, Holder, lock
 from microtome.store.manifest import MANIFEST, UNTOUCHED
 from microtome.store.whole_file import PARTIAL, write_whole
 
@@ -50,13 +49,13 @@ _OWN: Final = (MANIFEST, LEDGER, LOCK)
 _WORD: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
-class StudyFolder:
+class StudyFolder(Holder):
     """A study on disk, held by this process until it is closed. Made by `StudyFolder.open`."""
 
     def __init__(self, path: Path, manifest: dict[str, Any], held: IO[str]) -> None:
+        super().__init__(held)
         self.path = path
         self._manifest = manifest
-        self._held = held
 
     @classmethod
     def open(cls, path: str | Path, identity: Mapping[str, Any], *, fresh: bool = False) -> Self:
@@ -95,18 +94,6 @@ class StudyFolder:
         except BaseException:
             held.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let others write. Nothing is left to be saved: what is done is on the disk already."""
-        self._held.close()
 
     @property
     def manifest(self) -> dict[str, Any]:

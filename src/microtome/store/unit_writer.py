@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Final, Self
 
 import numpy as np
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 
 from microtome.core.errors import InputError, StoreError
 from microtome.core.tensor_file import filled, mapped
-from microtome.store.lock import lock
+from microtome.store.lock import Holder, lock
 from microtome.store.unit_files import (
     BY_TOKEN,
     BY_UNIT,
@@ -42,17 +41,17 @@ _Columns = dict[str, NDArray[Any]]
 _BYTES: Final = 1 << 24
 
 
-class UnitWriter:
+class UnitWriter(Holder):
     """The one who writes into a folder of units. Made by `UnitWriter.open`; closing it lets others write.
 
     batches: how many are committed, and so the number of the next one to give.
     """
 
     def __init__(self, folder: Path, manifest: UnitsManifest, at_once: int, held: IO[str]) -> None:
+        super().__init__(held)
         self.folder = folder
         self._manifest = manifest
         self._at_once = at_once
-        self._held = held
         self._waiting: list[_Columns] = []
         self._batches = 0
         self._seen = 0
@@ -109,14 +108,6 @@ class UnitWriter:
         except BaseException:
             held.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._held.close()
 
     @property
     def batches(self) -> int:
