@@ -19,6 +19,7 @@ from microtome.bases import (
     principal_components,
     unit_edits,
 )
+from microtome.bases.linear import LinearBasis
 from microtome.bases.splice import splice
 from microtome.core import plugins
 from microtome.core.edits import Set
@@ -247,6 +248,28 @@ def test_neurons_say_nothing_new() -> None:
     assert torch.equal(basis.encode(values), values)
     assert torch.equal(basis.reconstruct(values), values)
     assert basis.n_parameters == 0
+    assert basis.encode(values).data_ptr() == values.data_ptr()  # nothing was computed, nothing copied
+    assert basis.rows_of({basis.reads[0]: values}).data_ptr() == values.data_ptr()
+    assert torch.equal(basis.direction(1), basis.directions()[1])
+    readers, offsets = basis.drives(torch.tensor([2, 0]))
+    assert torch.equal(values @ readers.mT + offsets, values[:, [2, 0]])
+    with pytest.raises(InputError, match="rows of 4 numbers"):
+        basis.encode(torch.ones(2, 4))
+    with pytest.raises(InputError, match="units 0 … 2; got 3"):
+        basis.direction(3)
+    with pytest.raises(InputError, match="no neurons"):
+        neurons.Neurons(SITE, 0)
+
+
+def test_heads_are_multiplied_by_themselves_as_all_at_once() -> None:
+    values = torch.randn(40, 12, generator=draw(), dtype=torch.double).cumsum(-1).float()
+    basis = heads.fit(values, SITE, heads.Config(n_heads=3))
+    whole = LinearBasis(SITE, basis.directions(), readers=basis.directions(), centre=basis.centre)
+    for rows in (values, values[:6].reshape(2, 3, 12)):
+        codes = basis.encode(rows)
+        torch.testing.assert_close(codes, whole.encode(rows))
+        torch.testing.assert_close(basis.decode(codes), whole.decode(codes))
+        torch.testing.assert_close(basis.reconstruct(rows), rows)
 
 
 def test_random_directions_follow_the_seed_and_not_the_values() -> None:

@@ -176,7 +176,7 @@ def random_basis(site: str, width: int, name: str, seed: int = 0) -> LinearBasis
 
 def test_units_are_the_codes_of_the_values_and_their_slopes(tmp_path: Path) -> None:
     model, rows = families.model("llama"), corpus_rows("documents", begin=2)
-    bases = [neurons.of_width("mlp_post.1", 48), random_basis("resid_post.0", 32, "random")]
+    bases = [neurons.Neurons("mlp_post.1", 48), random_basis("resid_post.0", 32, "random")]
     stores = harvest_units(model, rows, bases, tmp_path, gradients=True, together=3)
     sites = ["mlp_post.1", "resid_post.0", "grad:mlp_post.1", "grad:resid_post.0"]
     passes = list(Harvest.of(model, rows, sites, together=3).passes())

@@ -10,7 +10,7 @@ from tests.models.families import make
 
 import microtome
 from microtome.bases.basis import Basis
-from microtome.bases.linear import LinearBasis
+from microtome.bases.neurons import Neurons
 from microtome.bases.stored import stored_basis
 from microtome.circuits import sparse_feature_circuits as method
 from microtome.circuits.feature_nodes import FeatureNodes
@@ -146,4 +146,4 @@ def test_what_does_not_fit_is_refused() -> None:
         method.run(model, same, bases=[one])
     with pytest.raises(InputError, match="no neurons"):
         neurons(microtome.load(make("microtome_attention_only")))
-    assert isinstance(neurons(model)[0], LinearBasis)
+    assert isinstance(neurons(model)[0], Neurons)

@@ -99,7 +99,7 @@ class Basis(ABC):
             as_rows(values[site], width, site)
             for site, width in zip(self.reads, self.read_widths, strict=True)
         ]
-        joined = torch.cat(parts, -1)
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         return joined.to(torch.promote_types(joined.dtype, torch.float32))
 
     @property

@@ -25,18 +25,31 @@ class Config(BaseConfig):
 
 
 class Heads(LinearBasis):
-    """Units of heads, head after head."""
+    """Units of heads, head after head. directions: orthonormal, each zero outside its head, where only heads' own
+    blocks are multiplied."""
 
     def __init__(
         self,
-        site: Site,
+        site: Site | str,
         directions: Float[Tensor, "unit d"],
         centre: Float[Tensor, " d"],
         n_heads: int,
     ) -> None:
         super().__init__(site, directions, readers=directions, centre=centre, name="heads")
         self.n_heads = n_heads
-        self.n_parameters = self.n_units * (self.n_units // n_heads) + len(centre)
+        each = self.n_units // n_heads
+        self.n_parameters = self.n_units * each + len(centre)
+        self._axes = torch.stack(
+            [directions[at : at + each, at : at + each] for at in range(0, len(directions), each)]
+        )
+
+    def encode(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows unit"]:
+        heads = (values - self.centre).unflatten(-1, (self.n_heads, -1))
+        return torch.einsum("...hd,hud->...hu", heads, self._axes).flatten(-2)
+
+    def decode(self, codes: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows d_write"]:
+        heads = codes.unflatten(-1, (self.n_heads, -1))
+        return torch.einsum("...hu,hud->...hd", heads, self._axes).flatten(-2) + self.centre
 
     def units_of(self, head: int) -> tuple[int, ...]:
         """The units of one head. Raises `InputError` for one that is not there."""

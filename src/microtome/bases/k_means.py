@@ -22,12 +22,12 @@ from pydantic import Field
 from torch import Tensor
 
 from microtome.bases import fitted
-from microtome.bases.basis import Basis
+from microtome.bases.additive import AdditiveBasis
 from microtome.bases.fitted import Result
 from microtome.bases.rows import Rows, chunks, moments, sample
 from microtome.core.card import Card
 from microtome.core.errors import InputError
-from microtome.core.site import Site, as_site
+from microtome.core.site import Site
 from microtome.models.model import Model
 
 __all__ = ["Centroids", "Config", "Result", "card", "fit", "grading", "run"]
@@ -66,7 +66,7 @@ class Config(fitted.Config):
     batch: int | None = Field(None, ge=1, description="Rows after which centroids move; by default all.")
 
 
-class Centroids(Basis):
+class Centroids(AdditiveBasis):
     """stages: which units each choice is made among, first to last; each for what the ones before have left."""
 
     name = "k_means"
@@ -78,31 +78,19 @@ class Centroids(Basis):
         centre: Float[Tensor, " d"],
         stages: tuple[range, ...],
     ) -> None:
-        self.n_units, width = directions.shape
-        self.reads = self.writes = (as_site(site),)
-        self.read_widths = self.write_widths = (width,)
-        self.n_parameters = int((directions != 0).sum()) + width
-        self.centre, self.stages, self._directions = centre, stages, directions
+        super().__init__((site,), (directions.shape[1],), directions, centre)
+        self.n_parameters = int((directions != 0).sum()) + len(centre)
+        self.stages = stages
 
     def encode(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows unit"]:
         left = values - self.centre
         codes = left.new_zeros(*left.shape[:-1], self.n_units)
         for stage in self.stages:
-            among = self._directions[stage.start : stage.stop]
+            among = self.decoder[stage.start : stage.stop]
             chosen = nearest(left.reshape(-1, left.shape[-1]), among).reshape(left.shape[:-1])
             codes.scatter_(-1, chosen[..., None] + stage.start, 1.0)
             left = left - among[chosen]
         return codes
-
-    def decode(self, codes: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows d_write"]:
-        return codes @ self._directions + self.centre
-
-    def direction(self, unit: int) -> Float[Tensor, " d_write"]:
-        self.unit(unit)
-        return self._directions[unit]
-
-    def directions(self) -> Float[Tensor, "unit d_write"]:
-        return self._directions
 
 
 def nearest(rows: Float[Tensor, "row d"], centroids: Float[Tensor, "centroid d"]) -> Int[Tensor, " row"]:

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microtome.bases.basis import Basis
+from microtome.bases.additive import AdditiveBasis
 from microtome.core.errors import InputError
-from microtome.core.site import Site, as_site
+from microtome.core.site import Site
 
 
-class LinearBasis(Basis):
+class LinearBasis(AdditiveBasis):
     """Units along directions at one site.
 
     directions `[unit, d]`: what one more of each adds. readers `[unit, d]`: by what the values are multiplied to give
@@ -36,14 +36,9 @@ class LinearBasis(Basis):
             raise InputError(f"no directions at {site}; a basis has at least one unit")
         if not bool(torch.isfinite(directions).all()):
             raise InputError(f"the directions at {site} hold NaN or infinity")
+        super().__init__((site,), (directions.shape[1],), directions, centre)
         self.name = name
-        self.reads = self.writes = (as_site(site),)
-        self.n_units, width = directions.shape
-        self.read_widths = self.write_widths = (width,)
-        self._directions = directions
         self.readers = torch.linalg.pinv(directions).mT if readers is None else readers
-        self.centre = directions.new_zeros(width) if centre is None else centre
-        self.n_parameters = directions.numel() + (width if centre is not None else 0)
         if readers is not None:
             self.n_parameters += readers.numel()
 
@@ -55,13 +50,3 @@ class LinearBasis(Basis):
     ) -> tuple[Float[Tensor, "some d_read"], Float[Tensor, " some"]]:
         readers = self.readers[units]
         return readers, -(readers @ self.centre)
-
-    def decode(self, codes: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows d_write"]:
-        return codes @ self._directions + self.centre
-
-    def direction(self, unit: int) -> Float[Tensor, " d_write"]:
-        self.unit(unit)
-        return self._directions[unit]
-
-    def directions(self) -> Float[Tensor, "unit d_write"]:
-        return self._directions

@@ -20,13 +20,13 @@ from pydantic import Field
 from torch import Tensor
 
 from microtome.bases import fitted
-from microtome.bases.basis import Basis
+from microtome.bases.additive import AdditiveBasis
 from microtome.bases.fitted import Result
 from microtome.bases.k_means import far_apart
 from microtome.bases.rows import Rows, chunks, sample
 from microtome.core.card import Card
 from microtome.core.errors import InputError
-from microtome.core.site import Site, as_site
+from microtome.core.site import Site
 from microtome.models.model import Model
 
 __all__ = ["Config", "NonnegativeFactors", "Result", "card", "fit", "grading", "run"]
@@ -63,30 +63,17 @@ class Config(fitted.Config):
     )
 
 
-class NonnegativeFactors(Basis):
+class NonnegativeFactors(AdditiveBasis):
     """Codes by non-negative least squares on fixed directions; gradients flow through its steps."""
 
     name = "nonnegative_factors"
 
     def __init__(self, site: Site | str, directions: Float[Tensor, "unit d"], steps: int = 200) -> None:
-        self.n_units, width = directions.shape
-        self.reads = self.writes = (as_site(site),)
-        self.read_widths = self.write_widths = (width,)
-        self.n_parameters = directions.numel()
-        self.steps, self._directions = steps, directions
+        super().__init__((site,), (directions.shape[1],), directions)
+        self.steps = steps
 
     def encode(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows unit"]:
-        return nonnegative_least_squares(values, self._directions, self.steps)
-
-    def decode(self, codes: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows d_write"]:
-        return codes @ self._directions
-
-    def direction(self, unit: int) -> Float[Tensor, " d_write"]:
-        self.unit(unit)
-        return self._directions[unit]
-
-    def directions(self) -> Float[Tensor, "unit d_write"]:
-        return self._directions
+        return nonnegative_least_squares(values, self.decoder, self.steps)
 
 
 def nonnegative_least_squares(

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from microtome.bases.basis import Basis
-from microtome.bases.linear import LinearBasis
+from microtome.bases.neurons import Neurons
 from microtome.bases.splice import splice
 from microtome.bases.stored import stored_basis
 from microtome.bases.unit_edits import patch
@@ -200,8 +200,7 @@ def neurons(model: Model) -> list[Basis]:
     found: list[Basis] = []
     for site in sites:
         if model.has(site):
-            same = torch.eye(width)
-            found.append(LinearBasis(site, same, readers=same, name=str(site)))
+            found.append(Neurons(site, width, str(site)))
     if not found:
         raise InputError(f"{model.name} shows no neurons; give dictionaries")
     return found

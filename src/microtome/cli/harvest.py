@@ -169,7 +169,7 @@ def read_bases(
     if neurons:
         widths = Harvest.of(model, rows, neurons, together=1).one(0).values
         for name in neurons:
-            basis = standard.of_width(name, widths[as_site(name)].shape[1])
+            basis = standard.Neurons(name, widths[as_site(name)].shape[1])
             basis.name = name
             found.append(basis)
     return [*found, *map(files.load, dictionaries)]

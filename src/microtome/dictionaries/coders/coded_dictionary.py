@@ -10,13 +10,14 @@ from typing import Self
 from jaxtyping import Float
 from torch import Tensor
 
+from microtome.bases.additive import AdditiveBasis
 from microtome.bases.basis import Basis
 from microtome.core.errors import InputError
-from microtome.core.site import Site, as_site
+from microtome.core.site import Site
 from microtome.dictionaries.coders.coder import Coder, check
 
 
-class CodedDictionary(Basis):
+class CodedDictionary(AdditiveBasis):
     """Directions, and a coder that finds how much of each. Its encoding lets no gradient through."""
 
     def __init__(
@@ -32,7 +33,7 @@ class CodedDictionary(Basis):
 
         Raises `InputError` for sites that do not hold the directions' numbers, and for a direction of length 0.
         """
-        units, d = directions.shape
+        d = directions.shape[1]
         middle = directions.new_zeros(d) if centre is None else centre
         if sum(widths) != d or len(widths) != len(reads) or middle.shape != (d,):
             raise InputError(
@@ -40,10 +41,8 @@ class CodedDictionary(Basis):
                 f"{list(middle.shape)}"
             )
         check(middle[None], directions)
-        self.name, self.coder, self.decoder, self.centre = name, coder, directions, middle
-        self.reads = self.writes = tuple(as_site(site) for site in reads)
-        self.read_widths = self.write_widths = tuple(widths)
-        self.n_units, self.n_parameters = units, directions.numel() + middle.numel()
+        super().__init__(reads, widths, directions, middle)
+        self.name, self.coder = name, coder
 
     @classmethod
     def of(cls, basis: Basis, coder: Coder) -> Self:
@@ -63,15 +62,3 @@ class CodedDictionary(Basis):
         """Codes as the coder finds them."""
         rows = values.detach().reshape(-1, values.shape[-1])
         return self.coder.codes(rows - self.centre, self.decoder).reshape(*values.shape[:-1], self.n_units)
-
-    def decode(self, codes: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows d_write"]:
-        """The sum of the directions, and the centre."""
-        return codes @ self.decoder + self.centre
-
-    def direction(self, unit: int) -> Float[Tensor, " d_write"]:
-        """The unit's direction."""
-        return self.decoder[unit]
-
-    def directions(self) -> Float[Tensor, "unit d_write"]:
-        """All of them."""
-        return self.decoder
