@@ -147,6 +147,12 @@ def test_directions_beside_random_ones(model: microtome.Model) -> None:
     assert whole.value == pytest.approx(1.0)
     assert half.value < 0.9
     assert not marks((Directions(Site("resid_pre", 0), true.numpy()),), truth, model)
+    # Found in many alike streams, a guess is no better known than in one.
+    sites = [Site("resid_post", layer) for layer in range(8)]
+    alike = Truth(features={str(one): true for one in sites})
+    once = marks((Directions(site, turned),), alike, model)
+    often = marks(tuple(Directions(one, turned) for one in sites), alike, model)
+    assert [one.limit for one in often] == pytest.approx([one.limit for one in once])
     assert not marks((Directions(site, true.numpy(), variable="b"),), truth, model)
 
 

@@ -74,11 +74,13 @@ class Mark:
 def marks(answers: Sequence[Answer], truth: Truth, model: Model, seed: int = 0) -> tuple[Mark, ...]:
     """All comparisons that can be made. model: whose heads and MLPs are the candidates where the key names none."""
     random = np.random.default_rng(seed)
-    found = [mark for answer in answers for mark in _compared(answer, truth, model, random)]
+    found = [mark for answer in answers for mark in _compared(answer, truth, model, random, seed)]
     return tuple(_merged(found))
 
 
-def _compared(answer: Answer, truth: Truth, model: Model, random: np.random.Generator) -> Iterator[Mark]:
+def _compared(
+    answer: Answer, truth: Truth, model: Model, random: np.random.Generator, seed: int
+) -> Iterator[Mark]:
     match answer:
         case NodeScores():
             yield from _nodes(answer, truth, model, random)
@@ -92,7 +94,8 @@ def _compared(answer: Answer, truth: Truth, model: Model, random: np.random.Gene
         case FoundCircuit():
             yield from _found(answer, truth, model, random)
         case Directions():
-            yield from _directions(answer, truth, random)
+            # Streams of one network are much alike, so one guess has to do for all of its sites.
+            yield from _directions(answer, truth, np.random.default_rng(seed))
         case Quantities():
             yield from _quantities(answer, truth, random)
 
