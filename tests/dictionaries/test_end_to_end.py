@@ -80,8 +80,8 @@ def taught(end_to_end: bool, recipes: Sequence[Recipe]) -> list[Trained]:
     model, tokens = families.model("gpt2"), families.ids(rows=64)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     stream = TokenStream(model, tokens, ["resid_post.1"], together=16, also=["resid_post.2"])
-    loss = {"target": ModelLoss(stream, later=["resid_post.2"])} if end_to_end else {}
-    found = train(stream, recipes, **loss)
+    target = ModelLoss(stream, later=["resid_post.2"]) if end_to_end else squared_error
+    found = train(stream, recipes, target=target)
     after = model.module.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     return found

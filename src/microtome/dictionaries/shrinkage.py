@@ -10,11 +10,12 @@ Put right on rows alone, without any truth: which units are on stays as it is; e
 nothing of units × units is written). That is a gated activation. For L1 the shift gives back the λ/2 that was paid.
 Top-k and JumpReLU, whose codes cannot be shifted, get a scale, which goes into the decoder.
 
-Wright and Sharkey (2024), Addressing feature suppression in SAEs. It misleads where units are on for features that
-are not: what is best for the error is then less than the whole, as for any estimate made through noise.
+Wright and Sharkey (2024), Addressing feature suppression in SAEs. It misleads where directions overlap, so that units
+are on for features that are not: what is best for the error is then less than the whole, as for any estimate made
+through noise. `RefittedDictionary` gives back the rest.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -22,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from microtome.bases.basis import Basis
 from microtome.bases.codes import SparseCodes
 from microtome.core.errors import InputError
 from microtome.dictionaries.activations import Gated, ReLU
@@ -116,34 +118,48 @@ def _summed(entries: Entries, numbers: Float[Tensor, " entry"]) -> Float[Tensor,
     return total.index_add_(0, entries.unit, numbers)
 
 
+@dataclass(frozen=True, eq=False)
+class Undershoot:
+    """By what share of it the unit of each planted feature undershoots. NaN for features without a unit.
+
+    whole `[feature]` = lost + by_others. lost: what is missing from all that is written, along the feature. by_others:
+    what other units write along it beyond what was there of other features: the value has it, the unit has not.
+    """
+
+    whole: Float[Tensor, " feature"]
+    lost: Float[Tensor, " feature"]
+
+    @property
+    def by_others(self) -> Float[Tensor, " feature"]:
+        return self.whole - self.lost
+
+
 @torch.no_grad()
 def undershoot(
-    dictionary: Dictionary,
-    values: Float[Tensor, "row d_read"],
-    features: Float[Tensor, "feature d_write"],
+    basis: Basis,
+    values: Float[Tensor, "row d"],
+    features: Float[Tensor, "feature d"],
     coefficients: SparseCodes,
     least_cosine: float = 0.9,
-) -> Float[Tensor, " feature"]:
+) -> Undershoot:
     """By what share the nearest unit of each planted feature undershoots it, in rows where both are on.
 
     features: with their norms. coefficients: of the same rows. NaN for a feature to which no unit comes as near as
     `least_cosine`, or with which its unit is never on.
     """
-    codes = dictionary.encode_sparsely(values)
-    lengths = features.norm(dim=-1)
-    cosines = (
-        functional.normalize(features, dim=-1) @ functional.normalize(dictionary.directions(), dim=-1).mT
-    )
-    near, unit = cosines.max(-1)
+    codes, directions = basis.encode_sparsely(values), basis.directions()
+    lengths, pointing = features.norm(dim=-1), functional.normalize(features, dim=-1)
+    near, unit = (pointing @ functional.normalize(directions, dim=-1).mT).max(-1)
     # Where in the codes a feature's unit stands in the same row: both are sorted by row, then by unit.
     there = codes.row * codes.units + codes.unit
     asked = coefficients.row * codes.units + unit[coefficients.unit]
     place = torch.searchsorted(there, asked).clamp_max(max(len(there) - 1, 0))
     both = there[place] == asked if len(there) else torch.zeros_like(asked, dtype=torch.bool)
-    feature = coefficients.unit[both]
-    written = codes.value[place[both]] * dictionary.directions().norm(dim=-1)[unit[feature]] * near[feature]
-    total, true = torch.zeros_like(lengths), torch.zeros_like(lengths)
-    total.index_add_(0, feature, written)
-    true.index_add_(0, feature, coefficients.value[both] * lengths[feature])
-    share = 1 - total / true
-    return torch.where((near >= least_cosine) & (true > 0), share, torch.nan)
+    together = Entries(coefficients.row[both], coefficients.unit[both], codes.rows, len(features))
+    feature = together.unit
+    written = codes.value[place[both]] * directions.norm(dim=-1)[unit[feature]] * near[feature]
+    left = together.dot(values - basis.reconstruct(values), pointing)
+    true = _summed(together, coefficients.value[both] * lengths[feature])
+    measured = (near >= least_cosine) & (true > 0)
+    whole, lost = 1 - _summed(together, written) / true, _summed(together, left) / true
+    return Undershoot(*(torch.where(measured, share, torch.nan) for share in (whole, lost)))
