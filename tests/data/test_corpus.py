@@ -1,6 +1,7 @@
 """Corpora: every token keeps its place, whatever the documents are; what does not fit is refused."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from microtome.core.errors import InputError, StoreError
 from microtome.data.corpus import DOCUMENTS, TOKENS, Corpus
 from microtome.data.corpus_rows import NO_TOKEN, CorpusRows
-from microtome.data.documents import fields, json_lines, text_files, token_arrays, tokenized
+from microtome.data.documents import fields, json_lines, parquet, text_files, token_arrays, tokenized
 
 DOCUMENT_LISTS = st.lists(st.lists(st.integers(0, 60), max_size=12), min_size=1, max_size=9).filter(any)
 
@@ -201,3 +202,27 @@ def test_rows_that_cannot_be_are_refused() -> None:
     with pytest.raises(InputError, match="hold 3 tokens, 4 were asked"):
         CorpusRows(corpus, 2).first(4)
     assert torch.equal(CorpusRows(corpus, 2).batch([1]).ids, torch.tensor([[3]]))
+
+
+def test_parquet_is_read_as_json_lines_are(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    texts = [f"story {number}\nends" for number in range(600)]  # more than are read at a time
+    lines, table = tmp_path / "a.jsonl", tmp_path / "a.parquet"
+    lines.write_text("".join(json.dumps({"said": text, "n": 1}) + "\n" for text in texts))
+    arrow.parquet.write_table(arrow.table({"n": [1] * 600, "said": texts}), table, row_group_size=100)
+    assert list(parquet([table, table], "said")) == list(json_lines([lines, lines], "said"))
+    with pytest.raises(InputError, match=r"a\.parquet has no column 'text' \(n, said\)"):
+        list(parquet([table]))
+    with pytest.raises(InputError, match=r"row 0, has no text in the field 'n'"):
+        list(parquet([table], "n"))
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        list(parquet([lines]))
+    with pytest.raises(InputError, match="cannot be read as Parquet"):
+        list(parquet([tmp_path / "absent.parquet"]))
+
+
+def test_parquet_without_pyarrow_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=r"pip install 'microtome\[parquet\]'"):
+        list(parquet(["a.parquet"]))

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def harvest(
     model: Annotated[str, typer.Argument(help="Bundled model, folder or hub id.")],
     corpus: Annotated[
-        list[Path], typer.Argument(help="Text (.txt …), JSON lines (.jsonl), or tokens (.npy, .safetensors).")
+        list[Path],
+        typer.Argument(help="Text (.txt …), JSON lines (.jsonl), Parquet, or tokens (.npy, .safetensors)."),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the harvest; begun before, it goes on.")
@@ -45,7 +46,7 @@ def harvest(
         str, typer.Option(help="Line between documents of a text; default an empty one.")
     ] = "",
     field: Annotated[
-        str, typer.Option(help="Which field of JSON lines, or tensor, holds the text.")
+        str, typer.Option(help="Which field of JSON lines, column or tensor holds the text.")
     ] = "text",
     dtype: Annotated[str, typer.Option(help="Of the values kept: float32, float16 or bfloat16.")] = "float32",
     together: Annotated[int, typer.Option(min=1, help="Rows a pass.")] = 16,
@@ -130,10 +131,12 @@ def read_corpus(
             if path.suffix in (".npy", ".safetensors"):
                 yield from documents.token_arrays([path], "tokens" if field == "text" else field)
                 continue
-            json_lines = path.suffix in (".jsonl", ".json")
-            texts = (
-                documents.json_lines([path], field) if json_lines else documents.text_files([path], separator)
-            )
+            if path.suffix in (".jsonl", ".json"):
+                texts = documents.json_lines([path], field)
+            elif path.suffix == ".parquet":
+                texts = documents.parquet([path], field)
+            else:
+                texts = documents.text_files([path], separator)
             yield from documents.tokenized(texts, model.tokenizer)
 
     if model.tokenizer is not None:
@@ -169,7 +172,5 @@ def read_bases(
     if neurons:
         widths = Harvest.of(model, rows, neurons, together=1).one(0).values
         for name in neurons:
-            basis = standard.Neurons(name, widths[as_site(name)].shape[1])
-            basis.name = name
-            found.append(basis)
+            found.append(standard.Neurons(name, widths[as_site(name)].shape[1], name))
     return [*found, *map(files.load, dictionaries)]

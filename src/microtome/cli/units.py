@@ -18,6 +18,9 @@ def units(
     label: Annotated[
         str | None, typer.Option("--label", help="Say what the unit is; kept with the harvest.")
     ] = None,
+    tables: Annotated[
+        Path | None, typer.Option("--tables", help="Write all units and entries here, as Parquet.")
+    ] = None,
     author: Annotated[str, typer.Option("--author", help="Who says so.")] = "me",
 ) -> None:
     """Show what a unit responds to, or list the units of a harvest."""
@@ -26,6 +29,7 @@ def units(
     from microtome.store.unit_files import MANIFEST
     from microtome.store.unit_page import unit_list, unit_page
     from microtome.store.unit_store import UnitStore
+    from microtome.store.unit_tables import write_tables
     from microtome.view.terminal import terminal
 
     if label is not None and unit is None:
@@ -38,6 +42,10 @@ def units(
             raise InputError(f"{store} holds units of several bases; name one: {names}")
         folder = found[0] if found else store
     opened = UnitStore.open(folder)
+    if tables is not None:
+        for path in write_tables(opened, tables):
+            Console().print(f"written: {path}", highlight=False, soft_wrap=True)
+        return
     shapes = (unit_list(opened, order, n),) if unit is None else unit_page(opened, unit, top=n, seed=seed)
     console = Console()
     for shape in shapes:

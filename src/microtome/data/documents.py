@@ -1,7 +1,8 @@
-"""Where do the documents of a corpus come from? Text files, JSON lines, data sets, arrays of tokens: one at a time.
+"""Where do the documents of a corpus come from? Text, JSON lines, Parquet, data sets, arrays of tokens: one at a time.
 
     texts = text_files(["stories.txt"], separator="<|endoftext|>")
     texts = json_lines(["part-0.jsonl", "part-1.jsonl"], field="text")
+    texts = parquet(["part-0.parquet"], field="text")                 # with the extra microtome[parquet]
     texts = fields(datasets.load_dataset(…), field="text")            # or any iterable of records
     corpus = Corpus.of(tokenized(texts, model.tokenizer), model.sizes["d_vocab"])
     corpus = Corpus.of(token_arrays(["tokens.npy"]), vocabulary)
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.core.errors import InputError
+from microtome.core.parquet import pyarrow
 from microtome.core.tensor_file import mapped
 
 _TOGETHER: Final = 256
@@ -53,6 +55,29 @@ def json_lines(paths: Iterable[str | Path], field: str = "text") -> Iterator[str
             except ValueError as error:
                 raise InputError(f"{path}, line {number}, is no JSON ({error}); mend or remove it") from error
             yield _text(record, field, f"{path}, line {number},")
+
+
+def parquet(paths: Iterable[str | Path], field: str = "text") -> Iterator[str]:
+    """One document a row: the text in a column of Parquet files, of which a few rows are read at a time.
+
+    Raises `InputError` without pyarrow (the extra `parquet`), for another file, for a column that is not there, and for
+    a row without text, naming file and row.
+    """
+    arrow = pyarrow()
+    for path in paths:
+        try:
+            with arrow.parquet.ParquetFile(path) as file:
+                if field not in (there := file.schema_arrow.names):
+                    raise InputError(
+                        f"{path} has no column {field!r} ({', '.join(there)}); name the one that holds the text"
+                    )
+                number = 0
+                for batch in file.iter_batches(_TOGETHER, columns=[field]):
+                    for record in batch.to_pylist():
+                        yield _text(record, field, f"{path}, row {number},")
+                        number += 1
+        except (OSError, arrow.ArrowException) as error:
+            raise InputError(f"{path} cannot be read as Parquet ({error}); give Parquet files") from error
 
 
 def fields(records: Iterable[Mapping[str, Any]], field: str = "text") -> Iterator[str]:

@@ -182,18 +182,24 @@ class UnitStore:
         """What stands around tokens, within their documents, and the unit's value at each."""
         corpus, starts = self._corpus
         tokens = np.asarray(tokens, np.int64)
-        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < len(corpus):
-            raise InputError(
-                f"the corpus has tokens 0 … {len(corpus) - 1}; got {tokens.min()} … {tokens.max()}"
-            )
-        document = np.searchsorted(starts, tokens, "right") - 1
+        document, place = self.places(tokens)
         low = np.maximum(tokens - before, starts[document])
         high = np.minimum(tokens + after + 1, starts[document + 1])
         columns = tokens[:, None] + np.arange(-before, after + 1)
         inside = (columns >= low[:, None]) & (columns < high[:, None])
         ids = np.where(inside, corpus[np.where(inside, columns, 0)].astype(np.int64), OUTSIDE)
         value = self._around(unit, low, high, low - tokens + before, columns.shape[1])
-        return Contexts(ids, value, document, tokens - starts[document], before)
+        return Contexts(ids, value, document, place, before)
+
+    def places(self, tokens: Numbers) -> tuple[Numbers, Numbers]:
+        """For numbers of tokens: their documents, and their places there."""
+        corpus, starts = self._corpus
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < len(corpus):
+            raise InputError(
+                f"the corpus has tokens 0 … {len(corpus) - 1}; got {tokens.min()} … {tokens.max()}"
+            )
+        document = np.searchsorted(starts, tokens, "right") - 1
+        return document, tokens - starts[document]
 
     def at_tokens(self, first: int, stop: int) -> Entries:
         """Which units are on at tokens `[first, stop)`, token by token."""
