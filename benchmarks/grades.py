@@ -1,13 +1,21 @@
-"""The committed grades as Markdown: `python benchmarks/grades.py > benchmarks/results/grades.md`.
+"""The committed grades: `python benchmarks/grades.py` writes `results/grades.md` from `results/grades.json`.
 
-`benchmarks/results/grades.json` is made by `microtome grade --json benchmarks/results/grades.json`, which takes about
-half an hour on one thread; `make grade` takes some of it again and compares.
+`microtome grade --json more.json …` grades; `python benchmarks/grades.py --newer more.json` takes what it found into
+`results/grades.json`, in place of what stood there. `--elsewhere again.json`, graded on another machine or with other
+kernels (`ATEN_CPU_CAPABILITY=default`), tells how far grades move with the last bits of sums; `make grade` compares no
+more closely than that. All of it takes hours on one thread.
 """
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from microtome.core.shapes import Table
 from microtome.evaluation.grades import Grades
+from microtome.store.whole_file import write_whole
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def markdown(table: Table) -> str:
@@ -17,19 +25,23 @@ def markdown(table: Table) -> str:
     return f"### {table.title}\n\n{body}\n"
 
 
-def main() -> None:
-    grades = Grades.load(Path(__file__).parent / "results" / "grades.json")
-    print("# Methods against answer keys\n")
-    print(
-        "`microtome grade --json benchmarks/results/grades.json`, one seed of each case.", grades.told(), "\n"
-    )
+def main(
+    newer: Annotated[list[Path] | None, typer.Option(help="Grades to take in.")] = None,
+    elsewhere: Annotated[list[Path] | None, typer.Option(help="The same grades, taken elsewhere.")] = None,
+) -> None:
+    """Take grades in and write the page."""
+    grades = Grades.load(RESULTS / "grades.json")
+    for path in newer or ():
+        grades = grades.with_newer(Grades.load(path))
+    for path in elsewhere or ():
+        grades = grades.elsewhere(Grades.load(path))
+    grades.save(RESULTS / "grades.json")
+    told = ["# Methods against answer keys\n", f"`microtome grade`, seed 0 of each case. {grades.told()}\n"]
     for held_out, heading in ((False, "Scores"), (True, "Held-out scores")):
-        print(f"## {heading}\n")
-        for table in grades.tables(held_out):
-            print(markdown(table))
-    print("## Runs that came to nothing\n")
-    print(markdown(grades.trouble()))
+        told += [f"## {heading}\n", *(markdown(table) for table in grades.tables(held_out))]
+    told += ["## Runs that came to nothing\n", markdown(grades.trouble())]
+    write_whole(RESULTS / "grades.md", ("\n".join(told)).encode())
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -102,6 +102,27 @@ def test_what_fell() -> None:
     assert grades(("m", "a", 0, 0.9, 0.5)).falls(before) == ()  # what was not run again did not fall
 
 
+def test_newer_runs_stand_in_place_of_older_ones() -> None:
+    before = grades(("m", "a", 0, 0.9, 0.5), ("m", "b", 0, 0.9, 0.5)).with_more(
+        [Trouble("m", "bed/c", 0, "it broke")]
+    )
+    after = before.with_newer(grades(("m", "b", 0, 0.7, 0.5), ("m", "c", 0, 0.6, 0.5)))
+    assert [(one.case, one.value) for one in after.grades] == [("bed/a", 0.9), ("bed/b", 0.7), ("bed/c", 0.6)]
+    assert after.troubles == ()
+    assert before.with_newer(before) == before
+
+
+def test_what_moves_elsewhere_is_compared_no_more_closely_than_that() -> None:
+    here = grades(("m", "a", 0, 0.9, 0.5), ("m", "b", 0, 0.9, 0.5), ("m", "c", 0, 0.9, 0.5))
+    known = here.elsewhere(grades(("m", "a", 0, 0.95, 0.5), ("m", "b", 0, 0.9, 0.4)))
+    assert [one.moved for one in known.grades] == pytest.approx([0.05, 0.1, 0.0])
+    assert known.elsewhere(here) == known  # what was known stays
+    assert [one.moved for one in known.elsewhere(here).grades] == [one.moved for one in known.grades]
+    lower = grades(("m", "a", 0, 0.81, 0.5), ("m", "b", 0, 0.69, 0.5), ("m", "c", 0, 0.81, 0.5))
+    fell = lower.falls(known)
+    assert [one.partition(",")[0] for one in fell] == ["m on bed/b", "m on bed/c"]
+
+
 def test_read_back_equal(tmp_path: Path) -> None:
     found = grades(("m", "b", 1, 0.9, None), ("m", "a", 0, 1 / 3, 0.5)).with_more(
         [Trouble("", "bed/z", 0, "no truth")]

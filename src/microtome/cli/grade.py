@@ -39,7 +39,8 @@ def grade(
         typer.Option("--against", help="A file of earlier grades; any that fell ends with code 1."),
     ] = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help="Only some cases of those that were quick in --against.")
+        bool,
+        typer.Option("--fast", help="Only a case of each testbed, of those that were quick in --against."),
     ] = False,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Show the scores that are kept out of the usual table.")

@@ -15,7 +15,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -31,8 +31,9 @@ Verdict = Literal["finds it", "too few to tell", "no better than luck", "fails i
 FALL: Final = 0.02
 LEGEND: Final = (
     "Luck: what 99 of 100 guesses do not reach. Control: the score of the same method on the network with random "
-    "weights, against the same key. 95 %: of the mean over cases and seeds. Beside the best (of the methods with most "
-    "cases): the mean difference on the cases both have; not told apart where its 95 % interval holds zero."
+    "weights, against the same key; no answer: the method refused it or found nothing there. 95 %: of the mean over "
+    "cases and seeds. Beside the best (of the methods with most cases): the mean difference on the cases both have; "
+    "not told apart where its 95 % interval holds zero."
 )
 BRIEF: Final = ("method", "value", "luck", "control", "verdict")
 COLUMNS: Final = (
@@ -54,7 +55,8 @@ _FORMAT: Final = "microtome.grades"
 class Grade:
     """One score. chance, spread, limit: mean, standard deviation and 99th percentile of luck.
 
-    control: the same score on the network with random weights; None where the method refused it (`control_said`).
+    control: the same score on the network with random weights; None where the method refused it (`control_said`) or
+    found nothing there. moved: how far score or control came out elsewhere, where the last bits of sums are others.
     """
 
     method: str
@@ -71,6 +73,7 @@ class Grade:
     held_out: bool = False
     passes: int = 0
     seconds: float = field(default=0.0, compare=False)
+    moved: float = field(default=0.0, compare=False)
 
     @property
     def testbed(self) -> str:
@@ -140,6 +143,23 @@ class Grades:
             (*self.troubles, *(one for one in found if isinstance(one, Trouble))),
         )
 
+    def with_newer(self, newer: "Grades") -> "Grades":
+        """These, and in place of each run that `newer` has, what came out there."""
+        kept = [one for one in (*self.grades, *self.troubles) if _run(one) not in newer.done]
+        return Grades(versions=newer.versions).with_more([*kept, *newer.grades, *newer.troubles])
+
+    def elsewhere(self, again: "Grades") -> "Grades":
+        """These, knowing how far each moved when it was graded again on another machine or with other kernels."""
+        there = {(*_run(one), one.score): one for one in again.grades}
+        found = []
+        for one in self.grades:
+            other = there.get((*_run(one), one.score))
+            apart = 0.0 if other is None else abs(other.value - one.value)
+            if other is not None and one.control is not None and other.control is not None:
+                apart = max(apart, abs(other.control - one.control))
+            found.append(replace(one, moved=max(one.moved, apart)))
+        return Grades(tuple(found), self.troubles, self.versions)
+
     @property
     def done(self) -> frozenset[tuple[str, str, int]]:
         """Method, case and seed of everything that was run."""
@@ -200,7 +220,10 @@ class Grades:
         return Table("runs that came to nothing", ("method", "case", "seed", "said"), rows)
 
     def falls(self, before: "Grades", least: float = FALL) -> tuple[str, ...]:
-        """In words, every grade that was better `before`, of the runs that both have; nothing where all holds."""
+        """In words, every grade that was better `before`, of the runs that both have; nothing where all holds.
+
+        least: a fall by no more is none; nor is one by no more than twice what the grade is known to move by.
+        """
         earlier = {(g.method, g.case, g.seed, g.score): g for g in before.grades}
         now = {(g.method, g.case, g.seed, g.score): g for g in self.grades}
         lost = []
@@ -209,15 +232,15 @@ class Grades:
             if (method, case, seed) not in self.done:
                 continue
             name = f"{method} on {case}, seed {seed}, {score}"
-            new = now.get(key)
+            new, slack = now.get(key), max(least, 2.0 * old.moved)
             if new is None:
                 said = [t.said for t in self.troubles if (t.method, t.case, t.seed) == (method, case, seed)]
                 lost.append(
                     f"{name}: was {old.value:.3f}, now there is none{f' ({said[0]})' if said else ''}"
                 )
-            elif new.value < old.value - least:
+            elif new.value < old.value - slack:
                 lost.append(f"{name}: was {old.value:.3f}, is {new.value:.3f}")
-            elif new.control is not None and new.control > max(new.limit, (old.control or 0.0) + least):
+            elif new.control is not None and new.control > max(new.limit, (old.control or 0.0) + slack):
                 lost.append(f"{name}: its control was {old.control or 0.0:.3f}, is {new.control:.3f}")
         return tuple(lost)
 
@@ -258,7 +281,7 @@ def _table(testbed: str, score: str, found: Sequence[Standing], columns: tuple[s
             "method": one.method,
             "value": round(one.value, 3),
             "luck": round(one.limit, 3),
-            "control": "refused" if one.control is None else round(one.control, 3),
+            "control": "no answer" if one.control is None else round(one.control, 3),
             "verdict": one.verdict,
             "95 %": f"± {(high - low) / 2:.3f}" if math.isfinite(low) else "one case",
             "chance": round(one.chance, 3),
@@ -334,6 +357,10 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
+
+
+def _run(one: Grade | Trouble) -> tuple[str, str, int]:
+    return one.method, one.case, one.seed
 
 
 def _rounded(told: Mapping[str, Any]) -> dict[str, Any]:
