@@ -145,8 +145,9 @@ class Grades:
 
     def with_newer(self, newer: "Grades") -> "Grades":
         """These, and in place of each run that `newer` has, what came out there."""
-        kept = [one for one in (*self.grades, *self.troubles) if _run(one) not in newer.done]
-        return Grades(versions=newer.versions).with_more([*kept, *newer.grades, *newer.troubles])
+        grades = tuple(one for one in self.grades if _run(one) not in newer.done)
+        troubles = tuple(one for one in self.troubles if _run(one) not in newer.done)
+        return Grades((*grades, *newer.grades), (*troubles, *newer.troubles), newer.versions)
 
     def elsewhere(self, again: "Grades") -> "Grades":
         """These, knowing how far each moved when it was graded again on another machine or with other kernels."""
