@@ -144,6 +144,14 @@ def test_a_config_is_accepted_and_becomes_plain() -> None:
     assert make(config=weight_norms.Config(power=2)).config == {"power": 2.0, "seed": 0}
 
 
+def test_what_a_method_found_carries_its_cards_caveat_and_scope() -> None:
+    card, settings = weight_norms.card, weight_norms.Config(seed=7)
+    made = weight_norms.Result.of(card, make().data, settings, ORIGIN, Cost(1), ["of this one"])
+    assert (made.method, made.seed, made.scope) == (card.name, 7, card.scope)
+    assert made.notes == ("of this one", card.misleads)
+    assert made.config == settings.model_dump()
+
+
 def test_arrays_are_read_only_and_the_callers_are_not() -> None:
     values = np.zeros(3)
     found = make(xr.Dataset({"effect": ("layer", values)}))

@@ -50,13 +50,6 @@ def run(model: Any, data: None, config: Config) -> Result:
     with measure() as recorder:
         parameters = dict(model.module.named_parameters())
         norms = np.array([p.detach().norm().item() for p in parameters.values()]) ** config.power
-    return Result(
-        method=card.name,
-        data=xr.Dataset({"norm": ("parameter", norms)}, {"parameter": list(parameters)}),
-        config=config,
-        seed=config.seed,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict())),
-        cost=recorder.cost(),
-        notes=("A norm says nothing of use",),
-        scope=card.scope,
-    )
+    norm = xr.Dataset({"norm": ("parameter", norms)}, {"parameter": list(parameters)})
+    origin = Provenance(model.name, model_hash(model.module.state_dict()))
+    return Result.of(card, norm, config, origin, recorder.cost())

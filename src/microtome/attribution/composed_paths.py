@@ -137,8 +137,8 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
             f"the paths through a head of {model.name} sum to its contribution only to {worst:.1e} (allowed "
             f"{allowed:.0e}); something between its input and its values is not linear"
         )
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 "path": (("row", "head", "part"), torch.cat(found).cpu().numpy()),
@@ -151,15 +151,13 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
             },
             {"error": worst},
         ),
-        config.model_dump(mode="json"),
-        seed=0,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
-        cost=recorder.cost(),
-        notes=(
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
+        recorder.cost(),
+        (
             f"The paths through a head sum to its direct contribution to {worst:.1e} relative.",
             "Patterns are frozen: paths through queries and keys are not here.",
         ),
-        scope=card.scope,
     )
 
 

@@ -259,15 +259,13 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
         },
         {"error": error, "n_neurons": n_neurons},
     )
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         data_set,
-        config.model_dump(mode="json"),
-        seed=0,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
-        cost=recorder.cost(),
-        notes=_notes(frozen, anew, error, head),
-        scope=card.scope,
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
+        recorder.cost(),
+        _notes(frozen, anew, error, head),
     )
 
 

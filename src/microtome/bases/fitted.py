@@ -105,8 +105,8 @@ def run(card: Card, fit: Fit, model: Model, data: Any, config: Config) -> Result
             shuffled = _explained(fit(mixed[0], site, config), *mixed)[0]
     directions = basis.directions().float()
     variance = (others - fitted.mean(0)).square().sum(-1).mean().clamp_min(1e-30)
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 "direction": (("unit", "dimension"), directions.numpy()),
@@ -125,12 +125,10 @@ def run(card: Card, fit: Fit, model: Model, data: Any, config: Config) -> Result
                 "explained_shuffled": shuffled,
             },
         ),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), digest),
         recorder.cost(),
-        notes=(*([note] if note else []), *basis.notes, card.misleads),
-        scope=card.scope,
+        (*([note] if note else []), *basis.notes),
     )
 
 

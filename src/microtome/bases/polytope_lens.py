@@ -196,8 +196,8 @@ def run(model: Model, data: Any, config: Config | None = None) -> Result:
         measured = _lines(lens, values, config, recorder)
     told = bits_to_name(on)
     width = int(values[0].numel())
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 "between": ("pair", measured["between"]),
@@ -215,16 +215,13 @@ def run(model: Model, data: Any, config: Config | None = None) -> Result:
                 "numbers_directions": on.shape[1] * (width + 1),
             },
         ),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(
             model.name,
             model_hash(model.module.state_dict()),
             hash_tensors({"tokens": data} if isinstance(data, Tensor) else data),
         ),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -137,15 +137,12 @@ def run(model: Model, data: Hypothesis, config: Config | None = None) -> Result:
         "survives": bool(recovered[1, 1] >= config.least),
         "hypothesis": data.told(),
     }
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, {"version": list(logits), "variable": list(data.model.inner)}, attributes),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -194,15 +194,12 @@ def run(model: Model, data: Hypothesis, config: Config | None = None) -> Result:
         "loss": (("variable", "step"), np.array([one["loss"] for one in found])),
     }
     rows = {"learned_from": len(learned.tokens), "held_out": len(held_out.tokens)}
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset({**arrays, **several}, {"variable": list(names)}, {"hypothesis": data.told(), **rows}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -191,15 +191,12 @@ def search(
         "twin_tried": len(other),
     }
     coords = {"variable": list(algorithm.inner), "node": [str(site) for site in one.nodes]}
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords, attributes),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), nowhere.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -154,15 +154,13 @@ def run(model: Model, data: Hypothesis, config: Config | None = None) -> Result:
         "counterexamples": len(missed),
         "hypothesis": data.told(),
     }
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, {"exchange": [_name(one) for one in some]}, attributes),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(*notes, card.misleads),
-        scope=card.scope,
+        notes,
     )
 
 

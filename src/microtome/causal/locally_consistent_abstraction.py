@@ -127,15 +127,13 @@ def run(model: Model, data: Hypothesis, config: Config | None = None) -> Result:
         ("readable", "readable"),
     ):
         arrays[name] = ("step", np.array([getattr(one, field) for one in found]))
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, attrs={"hypothesis": data.told()}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(*notes, card.misleads),
-        scope=card.scope,
+        notes,
     )
 
 

@@ -131,15 +131,13 @@ def run(model: Model, data: Hypothesis, config: Config | None = None) -> Result:
         "control": ("rung", np.array([row[2] for row in rows], dtype=np.float64)),
         "n": ("rung", np.array([row[3] for row in rows], dtype=np.int64)),
     }
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, {"rung": list(RUNGS)}, {"hypothesis": data.told()}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         scrubbed.cost + local.cost + whole.cost,
-        notes=(*dict.fromkeys([*local.notes[:-1], *whole.notes[:-1]]), card.misleads),
-        scope=card.scope,
+        dict.fromkeys([*local.notes[:-1], *whole.notes[:-1]]),
     )
 
 

@@ -126,15 +126,12 @@ def run(model: Model, data: Hypothesis, config: Config | None = None) -> Result:
         "n_changed": ("variable", np.array(counts)),
         "site": ("variable", np.array([str(data.locations[name].sites[0]) for name in names])),
     }
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, {"variable": names, "taken": list(TAKEN)}, {"hypothesis": data.told()}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

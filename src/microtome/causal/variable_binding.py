@@ -128,15 +128,12 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
         "twin_moved": (("site", "test"), twin.numpy()),
         "n": ("test", np.array([int(test.serves.sum()) for test in bindings.tests])),
     }
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, {"site": list(map(str, sites)), "test": list(TESTS)}, {"by_itself": right}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -216,15 +216,12 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
     with measure() as recorder:
         rows = [_tested(model, prompts, claim, config, recorder) for claim in claims]
     arrays = {name: ("claim", np.array([row[name] for row in rows])) for name in rows[0]}
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, {"claim": [str(claim) for claim in claims]}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -202,18 +202,13 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         "divergence": (("test",), np.array(walk.divergence, dtype=float)),
         "edges_cut": (("test",), np.array(walk.edges_cut, dtype=int)),
     }
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords, {"n": len(data), "empty": walk.behaviour.empty}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(
-            card.misleads,
-            "A rise is that of the moment: with other edges cut before, it would be another.",
-        ),
-        scope=card.scope,
+        ("A rise is that of the moment: with other edges cut before, it would be another.",),
     )
 
 

@@ -194,8 +194,8 @@ def run(model: Model, data: Observed, config: Config | None = None, bases: Seque
     arrays = _arrays(parts, traced, kept.nodes, kept.edges, total, answers, probability, model, ids)
     predicted = [traced.along_all_paths()[column] for column in ablated]
     names = _names(parts)
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 **arrays,
@@ -216,12 +216,10 @@ def run(model: Model, data: Observed, config: Config | None = None, bases: Seque
                 "error": traced.error,
             },
         ),
-        config.model_dump(mode="json"),
-        seed=0,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
-        cost=recorder.cost(),
-        notes=_notes(parts, traced, config.units),
-        scope=card.scope,
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
+        recorder.cost(),
+        _notes(parts, traced, config.units),
     )
 
 

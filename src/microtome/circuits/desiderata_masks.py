@@ -254,19 +254,17 @@ def run(model: Model, data: Pairs | Desiderata, config: Config | None = None) ->
         if same
         else []
     )
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         arrays,
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(
             model.name,
             model_hash(model.module.state_dict()),
             "".join(p.hash[:16] for _, p, _ in desiderata.named),
         ),
         recorder.cost(),
-        notes=(card.misleads, *notes),
-        scope=card.scope,
+        notes,
     )
 
 

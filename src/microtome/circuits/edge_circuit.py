@@ -22,7 +22,7 @@ from pydantic import Field
 
 from microtome.circuits import edge_attribution_patching
 from microtome.circuits.edge_attribution_patching import Integrate
-from microtome.circuits.edge_graph import EdgeGraph
+from microtome.circuits.edge_estimates import edges_of
 from microtome.circuits.edge_knockout import EdgeKnockout, Kept
 from microtome.circuits.edge_pairs import EdgePairs
 from microtome.core import config as base
@@ -132,7 +132,7 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     to explain, `FamilyError` where the stream is no sum of what parts write."""
     config = config or Config()
     with measure() as recorder:
-        graph = EdgeGraph.of(model, config.split_positions)
+        graph = edges_of(model, config.split_positions)
         knockout = EdgeKnockout(EdgePairs(model, graph, data, config.metric, rows=config.rows))
         ranking = edge_attribution_patching.Config(
             metric=config.metric,
@@ -160,15 +160,12 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         "size": ("grown", np.array([size for size, _ in search.grown])),
     }
     attrs = {"n": len(data), "gap": knockout.gap, "kept_share": share}
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords, attrs),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -140,15 +140,12 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         },
         {"n": len(data)},
     )
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         arrays,
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -177,15 +177,12 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
         | {"prompt": chosen.numpy(), "route": np.array([name for name, _, _ in routes], dtype=str)},
         {"n": len(tokens), "arrived": float(each[:, :, : 1 + graph.splits_positions].sum() / len(each))},
     ).merge(sample.arrays(graph, mean))
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         arrays,
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

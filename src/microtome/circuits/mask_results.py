@@ -184,15 +184,12 @@ def learned(
         named(graph),
         {"n": len(data), "whole": 0.0, "empty": empty, "left": left},
     ).merge(sample.arrays(graph, chance))
-    return kind(
-        card.name,
+    return kind.of(
+        card,
         arrays,
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -149,15 +149,12 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     found = xr.Dataset(
         arrays, {"component": names}, {"n": len(data), "kept_share": kept_share, "gap": knockout.gap}
     )
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         found,
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -167,8 +167,8 @@ def run(model: Model, data: Pairs, config: Config | None = None, bases: Sequence
         )
     arrays = _arrays(chosen, effects, kept, units, incoming)
     every = sum(len(one.units) + len(one.errors) for one in effects)
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 **arrays,
@@ -184,12 +184,9 @@ def run(model: Model, data: Pairs, config: Config | None = None, bases: Sequence
                 "errors": float(sum(sum(one.errors.values()) for one in effects)),
             },
         ),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

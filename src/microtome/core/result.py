@@ -15,6 +15,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -28,6 +29,7 @@ from safetensors import SafetensorError
 
 from microtome.core import plugins
 from microtome.core.answers import Answer
+from microtome.core.card import Card
 from microtome.core.config import Config
 from microtome.core.cost import Cost
 from microtome.core.errors import InputError, PluginError, StoreError
@@ -68,6 +70,23 @@ class Result(ABC):
         object.__setattr__(self, "config", _plain(config, "the settings"))
         object.__setattr__(self, "data", _normal(self.data))
         object.__setattr__(self, "notes", tuple(self.notes))
+
+    @classmethod
+    def of(
+        cls,
+        card: Card,
+        data: xr.Dataset,
+        config: Config,
+        provenance: Provenance,
+        cost: Cost,
+        notes: Iterable[str] = (),
+    ) -> Self:
+        """What the method of this card found: its scope, its caveat and the seed among its settings come along.
+
+        notes: what else is to be known of this one result.
+        """
+        seed = getattr(config, "seed", 0)
+        return cls(card.name, data, config, seed, provenance, cost, (*notes, card.misleads), card.scope)
 
     @abstractmethod
     def shapes(self) -> tuple[Shape, ...]:

@@ -191,8 +191,8 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
         )
     guess = float(np.log(pairs.p))
     events = (accuracy[:, 0] >= 0.99, losses[:, 1, 1] < guess / 2, accuracy[:, 1] >= 0.99)
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 "loss": (("step", "cut", "part"), losses.numpy()),
@@ -214,14 +214,10 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
             },
             {"p": pairs.p},
         ),
-        config.model_dump(mode="json"),
-        seed=0,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
-        cost=recorder.cost(),
-        notes=(
-            "Key frequencies are those of the last checkpoint; others that came and went are not followed.",
-        ),
-        scope=card.scope,
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
+        recorder.cost(),
+        ("Key frequencies are those of the last checkpoint; others that came and went are not followed.",),
     )
 
 

@@ -127,8 +127,8 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         )
     clean, corrupt = codes.chunk(2, 2)
     dims = ("layer", "head", "place")
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 "changed": (dims, apart(clean, corrupt).mean(2).numpy()),
@@ -138,12 +138,9 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
             coords={"layer": layers, "place": np.array(places)},
             attrs={"n": len(data)},
         ),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -235,15 +235,12 @@ def of(
     }
     coords = {"order": list(ORDERS), "size": list(config.sizes), "edge": np.array(list(loss), dtype=str)}
     attrs = {"n": len(pairs), "count": len(curves.units), "twin_note": note, "minimal": minimal}
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords, attrs),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), pairs.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -164,15 +164,12 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         "which": list(right),
     }
     attrs = {"n": len(data), "size": len(nodes), "count": found[0].count, "gap": found[0].gap}
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords, attrs),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -201,15 +201,12 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         arrays, coords = tested.arrays()
         recorder.add(passes=tested.passes)
     size = f"{int(circuit.sum())} of {len(graph)} edges"
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords, {"n": len(data), "size": size}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -178,7 +178,7 @@ def report(
 ) -> Result:
     """Score any basis on a model's values. known: what else is known of the rows that the data gives."""
     config, known = config or Config(), known or Known()
-    notes = [card.misleads]
+    notes: list[str] = []
     hashed = model_hash(model.module.state_dict())
     trained_on = basis.provenance.model_hash if isinstance(basis, Dictionary) else ""
     if trained_on and trained_on != hashed:
@@ -214,8 +214,8 @@ def report(
     names = list(scores[AGAINST[0]])
     table = np.array([[found.get(name, np.nan) for found in scores.values()] for name in names])
     strength = density.total.numpy() / np.maximum(density.counts.numpy(), 1)
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 "value": (("score", "against"), table),
@@ -226,11 +226,9 @@ def report(
             {"rows": len(values), "sites": " ".join(map(str, basis.reads)), "name": basis.name},
         ),
         config,
-        config.seed,
         Provenance(model.name, hashed, digest),
         recorder.cost(),
-        notes=tuple(notes),
-        scope=card.scope,
+        notes,
     )
 
 

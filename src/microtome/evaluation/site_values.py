@@ -61,15 +61,12 @@ def examined(
         flat = values.flatten(0, 1)
         dataset = examine(flat[~flat.isnan().any(-1)], config)
     dataset.attrs["site"] = str(site)
-    return kind(
-        card.name,
+    return kind.of(
+        card,
         dataset,
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), digest),
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -201,8 +201,8 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
                 kept.append(pattern[: config.keep - start])
     size = (len(layers), len(heads))
     keep = torch.cat(kept)
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 "looks": (("relation", "layer", "head"), torch.cat(looks).nanmean(0).view(-1, *size).numpy()),
@@ -214,12 +214,9 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
             {"relation": list(NAMES), "layer": layers, "head": heads},
             {"n_prompts": len(prompts)},
         ),
-        config.model_dump(mode="json"),
-        seed=0,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
-        cost=recorder.cost(),
-        notes=("Attention says where a head looks, not what it does with it.",),
-        scope=card.scope,
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
+        recorder.cost(),
     )
 
 

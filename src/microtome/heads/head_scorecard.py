@@ -209,8 +209,8 @@ def run(model: Model, data: None = None, config: Config | None = None) -> Result
         names(mean, low, high, other, evenly, twin) if config.control else np.zeros(mean.shape, dtype=bool)
     )
     place = ("score", "layer", "head")
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 "mean": (place, mean),
@@ -224,17 +224,13 @@ def run(model: Model, data: None = None, config: Config | None = None) -> Result
             {"score": list(SCORES), "layer": np.arange(model.n_layers), "head": np.arange(model.n_heads)},
             {"rows": config.rows},
         ),
-        config.model_dump(mode="json"),
-        seed=config.seed,
-        provenance=Provenance(
-            model.name, model_hash(model.module.state_dict()), hash_tensors({"tokens": tokens.ids})
-        ),
-        cost=recorder.cost(),
-        notes=(
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict()), hash_tensors({"tokens": tokens.ids})),
+        recorder.cost(),
+        (
             "Random tokens show what a head can do, not what it does on text.",
             "A named head lies beyond all heads of the shuffled twin; with many heads and scores some pass by luck.",
         ),
-        scope=card.scope,
     )
 
 

@@ -151,8 +151,8 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
     early, late = torch.stack(losses, -1).double().numpy()
     score, found = late - early, torch.stack(prefix).double().numpy()
     best = found.reshape(len(steps), -1).max(-1)
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 "early": ("step", early),
@@ -169,12 +169,9 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
             },
             {"rows": len(prompts.tokens)},
         ),
-        config.model_dump(mode="json"),
-        seed=config.seed,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
-        cost=recorder.cost(),
-        notes=("That two measures change together does not show that one causes the other.",),
-        scope=card.scope,
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
+        recorder.cost(),
     )
 
 

@@ -179,8 +179,8 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
     notes = [f"The last stream gives the model's own logits to {error:.1e} relative."]
     if model.anatomy.family.residual == "post_norm":
         notes.append("In this model each stream has been normed already; an early one is not half of a sum.")
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 **{name: (("site", "row", "position"), values) for name, values in measured.items()},
@@ -195,12 +195,10 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
             },
             {"error": error},
         ),
-        config.model_dump(mode="json"),
-        seed=0,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
-        cost=recorder.cost(),
-        notes=tuple(notes),
-        scope=card.scope,
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
+        recorder.cost(),
+        notes,
     )
 
 

@@ -246,15 +246,12 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         arrays["everything_else"] = (("kind", "row"), found.metric[count:].double().cpu().numpy())
         arrays["everything_else_percentile"] = (("where", "kind"), percentile[:, count:])
     items = protocol.checklist(contrast, ("ablate",), config.kinds, count, percentile)
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords | {"other": list(config.kinds)}).assign(protocol.stored(items)),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         contrast.provenance,
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -109,16 +109,7 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
             recorder.include(effects.cost)
         gaps = [contrast.gap(case) for case in cases]
         made = maps.dataset(contrast, cases, gaps, charts, found, ("patch",))
-    return Result(
-        card.name,
-        made,
-        config.model_dump(mode="json"),
-        config.seed,
-        contrast.provenance,
-        recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
-    )
+    return Result.of(card, made, config, contrast.provenance, recorder.cost())
 
 
 def _patched(contrast: Contrast, direction: Direction, chart: Map) -> Effects:

@@ -179,18 +179,13 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
             errors |= _errors(chart, cases, sample, found[-1], exact)
         gaps = [contrast.gap(case) for case in cases]
         made = maps.dataset(contrast, cases, gaps, charts, found, ("patch",)).assign(errors)
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         made,
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         contrast.provenance,
         recorder.cost(),
-        notes=(
-            card.misleads,
-            "The final stream's percentile is known only for cells that were really patched.",
-        ),
-        scope=card.scope,
+        ("The final stream's percentile is known only for cells that were really patched.",),
     )
 
 

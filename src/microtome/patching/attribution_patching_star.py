@@ -187,16 +187,7 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         },
         {"n": len(data)},
     )
-    return Result(
-        card.name,
-        arrays,
-        config.model_dump(mode="json"),
-        config.seed,
-        star.contrast.provenance,
-        recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
-    )
+    return Result.of(card, arrays, config, star.contrast.provenance, recorder.cost())
 
 
 class _Star:

@@ -153,15 +153,13 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         f"draws; the hidden embeddings lie at percentile {far:.0f} of natural ones. Attention and MLPs are restored in "
         f"windows of {window} layers."
     )
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         made.assign(corrupted_metric=(("draw", "row"), corrupted.double().cpu().numpy())),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         contrast.provenance,
         recorder.cost(),
-        notes=(card.misleads, told),
-        scope=card.scope,
+        (told,),
     )
 
 

@@ -183,15 +183,12 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     }
     coords = {"effect": list(EFFECTS), "component": list(map(str, chosen)), "where": list(WHERE)}
     items = protocol.checklist(contrast, (config.direction,), ("patch",), int(np.prod(shape)), far)
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords).assign(protocol.stored(items)),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         contrast.provenance,
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -188,15 +188,12 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         "component": list(map(str, every)),
         "group": [" + ".join(map(str, group)) for group in groups],
     }
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords, {"n": len(data), "gap": contrast.gap("denoise")}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         contrast.provenance,
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -220,19 +220,16 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     }
     tested = int(np.isfinite(raw[..., 0]).sum())
     items = protocol.checklist(contrast, (config.direction,), ("patch",), tested, percentile)
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords, {"queries_a_key": _queries_a_key(model)}).assign(protocol.stored(items)),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         contrast.provenance,
         recorder.cost(),
-        notes=(
+        (
             "Frozen at the base: every attention layer and MLP between sender and receiver, at all positions; not "
             "frozen: norms, and after the receiver everything.",
-            card.misleads,
         ),
-        scope=card.scope,
     )
 
 

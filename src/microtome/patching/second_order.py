@@ -207,15 +207,12 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         "mlp": np.array([names[i] for i in mlps], dtype=str),
         "head": np.array([names[i] for i in heads], dtype=str),
     }
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords, {"n": len(data), "gap": joint.gap}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         contrast.provenance,
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

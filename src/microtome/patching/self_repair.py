@@ -228,15 +228,12 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         "backup": np.array([f"{names[u]} -> {names[v]}" for u, v in traced], dtype=str),
         "through": ["q", "k", "v"],
     }
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords, {"n": len(data), "gap": joint.gap}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         contrast.provenance,
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

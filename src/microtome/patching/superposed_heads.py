@@ -163,15 +163,12 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         "head": names,
         "pair": [f"{names[a]} + {names[b]}" for a, b in pairs],
     }
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, coords, {"n": len(data), "gap": joint.gap}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         contrast.provenance,
         recorder.cost(),
-        notes=(card.misleads,),
-        scope=card.scope,
     )
 
 

@@ -188,8 +188,8 @@ def run(model: Model, data: None = None, config: Config | None = None) -> Result
                     scores[kind, rows, columns] = score(values[a], target).cpu().numpy()
         chance, spread = baseline(model.sizes["d_model"], model.sizes["d_head"], config.draws, config.seed)
     names = [f"{n}.{h}" for n in layers for h in range(heads)]
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 "score": (("kind", "source", "target"), scores),
@@ -198,16 +198,14 @@ def run(model: Model, data: None = None, config: Config | None = None) -> Result
             },
             {"kind": list(KINDS), "source": names, "target": names},
         ),
-        config.model_dump(mode="json"),
-        seed=config.seed,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict())),
-        cost=recorder.cost(),
-        notes=(
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict())),
+        recorder.cost(),
+        (
             f"Random matrices of the same shapes score {chance:.4f} ± {spread:.4f} (1/√d_model is "
             f"{model.sizes['d_model'] ** -0.5:.4f}); read scores only against that.",
             "Gain and centring of the norms are multiplied into the factors read, not into the model."
             if config.centre
             else "The gain of the norms is multiplied into the factors read, not into the model; centring is not.",
         ),
-        scope=card.scope,
     )

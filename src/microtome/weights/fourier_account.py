@@ -179,8 +179,8 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
         losses = fourier.cut_losses(logits, given, keys)
         answered = logits.argmax(-1) == fourier.sums(pairs.p)
     k = np.array(fourier.frequencies(pairs.p))
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 "share": ("frequency", shares.numpy()),
@@ -204,16 +204,14 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
             },
             {"p": pairs.p},
         ),
-        config.model_dump(mode="json"),
-        seed=config.seed,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
-        cost=recorder.cost(),
-        notes=(
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
+        recorder.cost(),
+        (
             "Logits are centred over the answers, which no softmax sees.",
             "There is no key frequency: no wave of a + b − c carries these logits."
             if not keys
             else f"{len(keys)} of {len(k)} frequencies hold {float(shares[np.isin(k, keys)].sum()):.3f} of the "
             "variance of the logits.",
         ),
-        scope=card.scope,
     )

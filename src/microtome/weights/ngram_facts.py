@@ -145,8 +145,8 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
         measured = [_on_prompt(model, grid, fact) for fact in found]
         recorder.add(passes=2 * len(found) + sum(int(4 * count.sum()) for _, count in tested))
     changes = np.array([change for change, _ in tested])
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 **{
@@ -166,12 +166,10 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
             {"condition": ["pair", "second alone"]},
             {"pairs": len(pairs)},
         ),
-        config.model_dump(mode="json"),
-        seed=config.seed,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
-        cost=recorder.cost(),
-        notes=("Predictions use frozen divisors of the norms; measurements let them change.",),
-        scope=card.scope,
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
+        recorder.cost(),
+        ("Predictions use frozen divisors of the norms; measurements let them change.",),
     )
 
 

@@ -171,8 +171,8 @@ def run(model: Model, data: None = None, config: Config | None = None) -> Result
         notes.append(
             f"No pairs are listed: {model.sizes['d_vocab']} tokens are too many for all heads; name some heads."
         )
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 "copying": (("layer", "head"), arrays["copying"]),
@@ -189,12 +189,10 @@ def run(model: Model, data: None = None, config: Config | None = None) -> Result
             },
             {"d_vocab": model.sizes["d_vocab"], "sample": min(config.sample, model.sizes["d_vocab"])},
         ),
-        config.model_dump(mode="json"),
-        seed=config.seed,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict())),
-        cost=recorder.cost(),
-        notes=tuple(notes),
-        scope=card.scope,
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict())),
+        recorder.cost(),
+        notes,
     )
 
 

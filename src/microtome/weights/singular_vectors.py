@@ -158,15 +158,13 @@ def run(model: Model, data: None = None, config: Config | None = None) -> Result
                 for _, _, matrix in _matrices(twin, config, layers)
             ]
             arrays["twin_value"] = (("matrix", "vector"), np.stack(found))
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(arrays, {"matrix": names, "end": ["+", "-"]}),
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict())),
         recorder.cost(),
-        notes=(card.misleads, *([QK_LEAVES_OUT] if "QK" in config.kinds else [])),
-        scope=card.scope,
+        ([QK_LEAVES_OUT] if "QK" in config.kinds else []),
     )
 
 

@@ -173,8 +173,8 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
         "worst_story_says": [_text(model, token) for token in rungs.worst_story],
         "worst_divergence": rungs.worst_divergence,
     }
-    return Result(
-        card.name,
+    return Result.of(
+        card,
         xr.Dataset(
             {
                 **{name: ("rung", getattr(rungs, name)) for name in ("divergence", "loss", "agreement")},
@@ -187,12 +187,10 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
             {"rung": list(rungs.names)},
             {"places": rungs.places},
         ),
-        config.model_dump(mode="json"),
-        seed=0,
-        provenance=Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
-        cost=recorder.cost(),
-        notes=_notes(model, rules, rungs),
-        scope=card.scope,
+        config,
+        Provenance(model.name, model_hash(model.module.state_dict()), prompts.hash),
+        recorder.cost(),
+        _notes(model, rules, rungs),
     )
 
 
