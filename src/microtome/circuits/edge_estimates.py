@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from microtome.circuits.edge_cut import Ablation, AblationKind
-from microtome.circuits.edge_graph import EdgeGraph, Kind
+from microtome.circuits.edge_graph import EdgeGraph, Kind, Weights
 from microtome.circuits.edge_pairs import Direction, EdgePairs, require_gap
 from microtome.circuits.edge_run import EdgeRun
 from microtome.core import config as base
@@ -37,10 +37,10 @@ from microtome.data.pairs import Pairs
 from microtome.models.model import Model
 
 Estimate = Callable[
-    [EdgeRun, Ablation, Recorder], tuple[Float[Tensor, " row"], Float[Tensor, "receiver source"]]
+    [EdgeRun, Ablation, Recorder], tuple[Float[Tensor, " row"], Weights]
 ]
 """Of a batch: the metric of each row with no edge cut, and the estimate of every edge, summed over rows."""
-Matrix = Float[NDArray[np.floating], "receiver source"]
+Matrix = Float[NDArray[np.floating], "*position receiver source"]
 _SHOWN: Final = 40
 
 
@@ -49,22 +49,27 @@ class Config(base.Config):
 
     metric: str = Field(metrics.DEFAULT, description="Metric by name; it must have a gradient.")
     kind: AblationKind = Field(
-        "resample", description="What cut edges carry: the other side (resample), mean, zero."
+        "resample", description="What cut edges carry: the other side (resample), mean, zero, noise."
     )
+    noise: float = Field(1.0, ge=0, description="Width of the noise, in spreads of what each source writes.")
     direction: Direction = Field(
         "noise", description="noise: clean runs, corrupt is put in; denoise: the reverse."
     )
     split_positions: bool = Field(
         False, description="Count positions, where they are learned, as a source of their own."
     )
+    per_position: bool = Field(
+        False, description="Tell edges apart by the position of what reads (prompts of one length)."
+    )
     checked: int = Field(32, ge=0, description="How many random edges are really cut; 0: none.")
     rows: int = Field(16, ge=1, description="Pairs in a batch; fewer need less memory.")
-    seed: int = Field(0, description="Seed of the sample of edges.")
+    seed: int = Field(0, description="Seed of the sample of edges, and of noise.")
 
 
 @dataclass(frozen=True, eq=False)
 class Result(result.Result):
     """`effect [receiver, source]`: estimated mean change of the metric when the edge is cut; NaN where there is none.
+    With `position` before them where edges are told apart by the position of what reads.
 
     `sample_estimated`, `sample_exact [sample]`: of the edges really cut, named by `sample_edge`.
     Attributes: `n`, `whole` (the metric with no edge cut) and `empty` (with every edge cut).
@@ -90,10 +95,12 @@ class Result(result.Result):
         return dict(zip(self.graph.edges(), values[np.isfinite(values)].tolist(), strict=True))
 
     def answers(self) -> tuple[Answer, ...]:
-        """Every edge; and every source, as the sum of the edges out of it."""
-        edges = self.scores()
+        """Every edge, all its positions together; and every source, as the sum of the edges out of it."""
+        edges: dict[tuple[str, str, str], float] = {}
         nodes: dict[str, float] = {}
-        for (source, _, _), effect in edges.items():
+        for (source, target, kind), effect in self.scores().items():
+            edge = (source, target, kind.partition("@")[0])
+            edges[edge] = edges.get(edge, 0.0) + effect
             nodes[source] = nodes.get(source, 0.0) + effect
         return (EdgeScores(edges), NodeScores(nodes))
 
@@ -127,7 +134,7 @@ class Result(result.Result):
 
 
 def graph_of(matrix: xr.DataArray) -> EdgeGraph:
-    """The edges of a matrix `[receiver, source]` that is finite where there are edges."""
+    """The edges of a matrix `[receiver, source]`, or one for each position, that is finite where there are edges."""
     named = (str(name).rpartition(" ") for name in matrix["receiver"].values.tolist())
     receivers = tuple((target, cast(Kind, kind)) for target, _, kind in named)
     return EdgeGraph(
@@ -182,7 +189,7 @@ def _correlation(
 class Sample:
     """Random edges (row and column of a matrix) and, added batch by batch, the exact effect of cutting each alone."""
 
-    places: tuple[tuple[int, int], ...]
+    places: tuple[tuple[int, ...], ...]
     _effects: list[Float[Tensor, "sample row"]]
 
     @staticmethod
@@ -190,7 +197,7 @@ class Sample:
         """Edges drawn without replacement."""
         places = graph.allowed.nonzero()
         order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:count]
-        return Sample(tuple((int(row), int(column)) for row, column in places[order].tolist()), [])
+        return Sample(tuple(map(tuple, places[order].tolist())), [])
 
     def cut(self, batch: EdgeRun, ablation: Ablation) -> Cost:
         """Cut them in one more batch."""
@@ -205,9 +212,8 @@ class Sample:
         exact = np.zeros(0)
         if self.places:
             exact = torch.cat(self._effects, dim=1).double().mean(dim=1).cpu().numpy()
-        names = [
-            f"{graph.sources[column]} -> {' '.join(graph.receivers[row])}" for row, column in self.places
-        ]
+        edges = [graph.edge(place) for place in self.places]
+        names = [f"{source} -> {target} {kind}" for source, target, kind in edges]
         return xr.Dataset(
             {
                 "sample_estimated": (
@@ -225,12 +231,12 @@ def named(graph: EdgeGraph) -> dict[str, Sequence[str]]:
     return {"receiver": [f"{name} {kind}" for name, kind in graph.receivers], "source": list(graph.sources)}
 
 
-def edges_of(model: Model, split_positions: bool) -> EdgeGraph:
+def edges_of(model: Model, split_positions: bool, positions: int | None = None) -> EdgeGraph:
     """The edges of a model, positions apart where that is wanted and the model has learned ones."""
-    return EdgeGraph.of(model, split_positions and model.has(Site("pos_embed")))
+    return EdgeGraph.of(model, split_positions and model.has(Site("pos_embed")), positions)
 
 
-def absent(graph: EdgeGraph, scores: Float[Tensor, "receiver source"]) -> Matrix:
+def absent(graph: EdgeGraph, scores: Weights) -> Matrix:
     """Scores with NaN where there is no edge."""
     nan = torch.tensor(float("nan"), dtype=torch.float64)
     found: Matrix = scores.double().cpu().where(graph.allowed, nan).numpy()
@@ -242,8 +248,19 @@ def estimated(
 ) -> Result:
     """Estimate every edge and measure the error. Raises `InputError` where cutting everything changes nothing,
     `FamilyError` where the stream is not a sum of what parts write."""
-    graph = edges_of(model, config.split_positions)
-    pairs = EdgePairs(model, graph, data, config.metric, config.kind, config.direction, config.rows)
+    columns = data.clean.shape[1] if config.per_position else None
+    graph = edges_of(model, config.split_positions, columns)
+    pairs = EdgePairs(
+        model,
+        graph,
+        data,
+        config.metric,
+        config.kind,
+        config.direction,
+        config.rows,
+        config.noise,
+        config.seed,
+    )
     total = torch.zeros(graph.allowed.shape, dtype=torch.float64)
     whole, empty = [], []
     sample = Sample.of(graph, config.checked, config.seed)
@@ -259,17 +276,15 @@ def estimated(
         require_gap(after - before, model, config.kind)
         effect = absent(graph, total / len(data))
     arrays = xr.Dataset(
-        {"effect": (("receiver", "source"), effect)},
+        {"effect": (("position", "receiver", "source")[-effect.ndim :], effect)},
         named(graph),
         {"n": len(data), "whole": before, "empty": after},
     ).merge(sample.arrays(graph, effect))
-    return kind(
-        card.name,
+    return kind.of(
+        card,
         arrays,
-        config.model_dump(mode="json"),
-        config.seed,
+        config,
         Provenance(model.name, model_hash(model.module.state_dict()), data.hash),
         recorder.cost(),
-        notes=("An effect is the metric with the edge cut minus without.", card.misleads),
-        scope=card.scope,
+        ("An effect is the metric with the edge cut minus without.",),
     )
