@@ -28,7 +28,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+import runtime_types  # noqa: E402
+
 torch.set_num_threads(1)
+runtime_types.install("microtome")
 
 # The same examples on every run, and no clock: a test fails for a reason in the code or not at all.
 settings.register_profile(
