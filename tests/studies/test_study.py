@@ -168,6 +168,7 @@ def test_foretold_of_itself_comes_true_and_of_another_does_not() -> None:
 
 def test_sentences_say_the_sign_and_the_place() -> None:
     helps = sentence(measured("z.0.h1", 0.5), {"z.0.h1": ["induction head"]})
+    assert "acts mostly at the last token; from the last token it" in helps
     assert "helps the answer" in helps
     assert "attends to {A} (0.80" in helps
     assert "It is" not in helps

@@ -31,25 +31,31 @@ def _with_article(role: str) -> str:
     return f"{'an' if role[0] in 'aeiou' else 'a'} {role}"
 
 
+def _spoken(place: str) -> str:
+    """A stretch of the prompt, as it stands in a sentence."""
+    return "the last token" if place == "last token" else place
+
+
 def _acts(measured: Measured) -> str:
     there = measured.places.get(measured.place, 0.0)
     if len(measured.places) < 2:
         return "acts on the prompt as a whole"
     if abs(there) < SMALL:
         return "matters little at any single place"
-    return f"acts mostly at {measured.place}"
+    return f"acts mostly at {_spoken(measured.place)}"
 
 
 def _looks(measured: Measured) -> str:
     if not measured.attends:
         return ""
-    where = f"from the end of {measured.place} " if len(measured.places) > 1 else ""
+    end = "" if measured.place == "last token" else "the end of "
+    where = f"from {end}{_spoken(measured.place)} " if len(measured.places) > 1 else ""
     target = attended(measured)
     if not target:
         best = max(measured.attends, key=lambda label: measured.attends[label])
-        return f"{where}its attention is spread, most of it ({measured.attends[best]:.2f}) to {best}"
+        return f"{where}its attention is spread, most of it ({measured.attends[best]:.2f}) to {_spoken(best)}"
     return (
-        f"{where}it attends to {target} ({measured.attends[target]:.2f} of its attention; an even spread would give "
+        f"{where}it attends to {_spoken(target)} ({measured.attends[target]:.2f} of its attention; an even spread would give "
         f"{measured.even[target]:.2f})"
     )
 
