@@ -1,19 +1,20 @@
 """Which units are on, and how strongly, given how far each is driven? Functions from pre-activations to codes.
 
-    ReLU        what is positive
-    TopK        the k largest of a row, where positive (or the k largest in magnitude, with their signs)
-    JumpReLU    what exceeds a threshold of its unit; BatchTopK, once trained, is this with one threshold for all
-    Gated       what is positive decides which, an affine function of it decides how strongly
+    ReLU              what is positive
+    TopK              the k largest of a row, where positive (or the k largest in magnitude, with their signs)
+    JumpReLU          what exceeds a threshold of its unit; BatchTopK, once trained, is this with one threshold for all
+    Gated             what is positive decides which, an affine function of it decides how strongly
+    MatchingPursuit   one after the other, what is driven most by what those before left
 
-All but TopK look at each unit alone. `rescaled` says the same of units whose pre-activations are multiplied by positive
-factors, so that norms can be moved from decoders into encoders.
+All but TopK and MatchingPursuit look at each unit alone. `rescaled` says the same of units whose pre-activations are
+multiplied by positive factors, so that norms can be moved from decoders into encoders.
 
 Gao et al. (2024), Scaling and evaluating sparse autoencoders; Rajamanoharan et al. (2024), Gated, and JumpReLU.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 import torch
@@ -22,12 +23,20 @@ from torch import Tensor
 
 from microtome.bases.codes import SparseCodes
 from microtome.core.errors import InputError
+from microtome.dictionaries.matching_pursuit import pursued, solved
 
 
 class Activation(ABC):
     """A function from pre-activations to codes. Its fields, plain settings and tensors `[unit]`, are kept in files."""
 
     word: ClassVar[str]
+    competes: ClassVar[bool] = False  # whether it depends on other units which ones are on
+
+    def of(
+        self, readers: Float[Tensor, "unit d_read"], writers: Float[Tensor, "unit d_write"]
+    ) -> "Activation":
+        """The same for units that read and write these directions: for most it makes no difference."""
+        return self
 
     @abstractmethod
     def __call__(self, pre: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows unit"]:
@@ -78,6 +87,7 @@ class TopK(Activation):
     signed: bool = False
     weight: Float[Tensor, " unit"] | None = None
     word = "topk"
+    competes = True
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -145,6 +155,63 @@ class Gated(Activation):
         return {"scale": self.scale, "shift": self.shift}
 
 
+@dataclass(frozen=True, eq=False)
+class MatchingPursuit(Activation):
+    """At most k units, each chosen for what those before it left; see `matching_pursuit`.
+
+    weight `[unit]`: units are ranked by pre-activation times weight; None: by pre-activation. readers, writers
+    `[unit, d]`: whose pre-activations these are, and what they write; a dictionary knows, see `of`.
+    """
+
+    k: int
+    weight: Float[Tensor, " unit"] | None = None
+    readers: Float[Tensor, "unit d"] | None = None
+    writers: Float[Tensor, "unit d"] | None = None
+    word = "matching_pursuit"
+    competes = True
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"matching pursuit keeps at least one unit; got k = {self.k}")
+
+    def of(
+        self, readers: Float[Tensor, "unit d_read"], writers: Float[Tensor, "unit d_write"]
+    ) -> "MatchingPursuit":
+        if readers.shape != writers.shape:
+            raise InputError(
+                "matching pursuit takes away what units write from what they read, so both are the same sites; got "
+                f"{readers.shape[1]} numbers read and {writers.shape[1]} written"
+            )
+        return replace(self, readers=readers, writers=writers)
+
+    def __call__(self, pre: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows unit"]:
+        rows = pre.reshape(-1, pre.shape[-1])
+        units, values = self._chosen(rows)
+        return torch.zeros_like(rows).scatter(-1, units, values).view(pre.shape)
+
+    def sparsely(self, pre: Float[Tensor, "row unit"]) -> SparseCodes:
+        units, values = self._chosen(pre)
+        return SparseCodes.chosen(units, values, pre.shape[-1])
+
+    def _chosen(self, pre: Float[Tensor, "row unit"]) -> tuple[Tensor, Tensor]:
+        if self.readers is None or self.writers is None:
+            raise InputError("matching pursuit needs to know what units read and write; ask a dictionary")
+        units, values = pursued(pre, self.readers, self.writers, self.k, self.weight)
+        if torch.is_grad_enabled() and pre.requires_grad:
+            values = solved(pre.gather(-1, units), units, self.readers, self.writers) * (values > 0)
+        return units, values
+
+    def rescaled(self, factor: Float[Tensor, " unit"]) -> "MatchingPursuit":
+        weight = torch.ones_like(factor) if self.weight is None else self.weight
+        return MatchingPursuit(self.k, weight / factor)
+
+    def settings(self) -> dict[str, int | bool]:
+        return {"k": self.k}
+
+    def tensors(self) -> dict[str, Float[Tensor, " unit"]]:
+        return {} if self.weight is None else {"weight": self.weight}
+
+
 ACTIVATIONS: Final[Mapping[str, type[Activation]]] = {
-    kind.word: kind for kind in (ReLU, TopK, JumpReLU, Gated)
+    kind.word: kind for kind in (ReLU, TopK, JumpReLU, Gated, MatchingPursuit)
 }

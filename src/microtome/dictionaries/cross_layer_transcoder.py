@@ -24,7 +24,7 @@ from microtome.bases.basis import Basis, parted
 from microtome.bases.codes import SparseCodes
 from microtome.core.errors import InputError
 from microtome.core.site import Site
-from microtome.dictionaries.activations import Activation, ReLU, TopK
+from microtome.dictionaries.activations import Activation, ReLU
 from microtome.dictionaries.dictionary import Dictionary
 
 
@@ -90,7 +90,7 @@ class CrossLayerTranscoder(Basis):
             raise InputError(
                 "each layer needs a site read and written, an encoder, an activation and a decoder"
             )
-        if any(isinstance(activation, TopK) for activation in activations):
+        if any(activation.competes for activation in activations):
             raise InputError("units of a cross-layer transcoder are on by themselves, not as the k largest")
         d = len(decoder_biases[0])
         for layer, (encoder, bias, rows) in enumerate(zip(encoders, encoder_biases, decoders, strict=True)):

@@ -26,7 +26,7 @@ from microtome.bases.codes import SparseCodes
 from microtome.core.errors import InputError, NotFiniteError
 from microtome.core.provenance import Provenance
 from microtome.core.site import Site
-from microtome.dictionaries.activations import Activation, TopK
+from microtome.dictionaries.activations import Activation, MatchingPursuit, TopK
 
 _CHUNK: Final = 1 << 23  # pre-activations that are written at once
 
@@ -88,10 +88,11 @@ class Dictionary(Basis):
                 raise NotFiniteError(f"{name} of {self.name} holds NaN or infinity")
         if not all(math.isfinite(scale) and scale > 0 for scale in (self.read_scale, self.write_scale)):
             raise InputError(f"scales are positive numbers; got {self.read_scale} and {self.write_scale}")
-        if isinstance(self.activation, TopK) and self.activation.k > self.n_units:
-            raise InputError(
-                f"top-k with k = {self.activation.k} needs as many units; there are {self.n_units}"
-            )
+        if isinstance(self.activation, TopK | MatchingPursuit) and self.activation.k > self.n_units:
+            raise InputError(f"k = {self.activation.k} units are to be on; there are {self.n_units}")
+        self.activation = self.activation.of(
+            self.encoder * (self.read_scale / self.write_scale), self.decoder
+        )
         self.n_parameters = self._free_numbers()
 
     def _expected(self) -> dict[str, tuple[int, ...]]:
@@ -143,6 +144,8 @@ class Dictionary(Basis):
     def drives(
         self, units: Int[Tensor, " some"]
     ) -> tuple[Float[Tensor, "some d_read"], Float[Tensor, " some"]]:
+        if isinstance(self.activation, MatchingPursuit):
+            return super().drives(units)
         readers = self.encoder[units] * self.read_scale
         return readers, self.encoder_bias[units] - readers @ self.centre
 
@@ -185,7 +188,7 @@ class Dictionary(Basis):
         """Of a cross-layer transcoder, what its units that write there read; all where units compete or a skip is."""
         if self.reads_of is None or self.writes_of is None or self.skip is not None:
             return self.reads
-        if isinstance(self.activation, TopK):
+        if self.activation.competes:
             return self.reads
         writers = self.writes_of[:, self.writes.index(written)].bool()
         seen = self.reads_of[writers].bool().any(0)

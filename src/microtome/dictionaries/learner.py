@@ -83,8 +83,14 @@ class Learner:
         for parameter in self.parameters.values():
             parameter.requires_grad_()
         self.adam = torch.optim.Adam(
-            list(self.parameters.values()), recipe.learning_rate, betas=recipe.betas, fused=True
+            list(self.distinct.values()), recipe.learning_rate, betas=recipe.betas, fused=True
         )
+
+    @property
+    def distinct(self) -> dict[str, Tensor]:
+        """Parameters, each once: units that read what they write have one tensor for both."""
+        same = self.parameters["encoder"] is self.parameters["decoder"]
+        return {name: one for name, one in self.parameters.items() if not (same and name == "encoder")}
 
     def _first_parameters(
         self, x: Float[Tensor, "row d_read"], wanted: Float[Tensor, "row d_write"]
@@ -228,7 +234,7 @@ class Learner:
 
     def clip(self, most: float) -> None:
         """Make the norm of all gradients together at most this."""
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), most)
+        torch.nn.utils.clip_grad_norm_(self.distinct.values(), most)
 
     def _left(self, scene: Scene, outcome: Outcome) -> Float[Tensor, "row d_write"]:
         with torch.no_grad():
@@ -318,8 +324,8 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """All tensors that the next step depends on. With `held`, `step` and the footings, it is everything."""
-        found = {f"parameter.{name}": tensor.detach() for name, tensor in self.parameters.items()}
-        for name, tensor in self.parameters.items():
+        found = {f"parameter.{name}": tensor.detach() for name, tensor in self.distinct.items()}
+        for name, tensor in self.distinct.items():
             for moment, value in self.adam.state.get(tensor, {}).items():
                 found[f"adam.{name}.{moment}"] = value
         return found | {"idle": self.idle}
@@ -329,7 +335,7 @@ class Learner:
         self.step, self.held = step, dict(held)
         with torch.no_grad():
             self.idle.copy_(state["idle"])
-            for name, tensor in self.parameters.items():
+            for name, tensor in self.distinct.items():
                 tensor.copy_(state[f"parameter.{name}"])
                 prefix = f"adam.{name}."
                 self.adam.state[tensor] = {

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from microtome.core.config import Config
 from microtome.dictionaries.penalties import Penalty
 
-Kind = Literal["relu", "topk", "batch_topk", "jumprelu", "gated"]
+Kind = Literal["relu", "topk", "batch_topk", "jumprelu", "gated", "matching_pursuit"]
 
 
 class Recipe(Config):
@@ -93,13 +93,17 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "Recipe":
-        top = self.activation in ("topk", "batch_topk")
+        top = self.activation in ("topk", "batch_topk", "matching_pursuit")
         if self.l0 is not None and self.coefficient is not None:
             raise ValueError("l0 and coefficient both say how many units are on; give one of them")
         if self.coefficient is not None and (top or self.activation == "jumprelu"):
             raise ValueError(f"{self.activation} has no penalty; ask for l0")
-        if self.activation == "topk" and self.on != int(self.on):
-            raise ValueError(f"topk keeps a whole number of units in each row, not l0 = {self.on}")
+        if self.activation in ("topk", "matching_pursuit") and self.on != int(self.on):
+            raise ValueError(
+                f"{self.activation} keeps a whole number of units in each row, not l0 = {self.on}"
+            )
+        if self.activation == "matching_pursuit" and (self.tied is False or self.decoder == "free"):
+            raise ValueError("matching_pursuit reads what it writes: tied, with directions of norm 1")
         if self.controlled and self.on * self.multi > self.width:
             raise ValueError(
                 f"{self.on * self.multi:g} units are to be on, of {self.width}; ask for fewer, or widen"

@@ -26,7 +26,7 @@ from torch.nn import functional
 from microtome.bases.basis import Basis
 from microtome.bases.codes import SparseCodes
 from microtome.core.errors import InputError
-from microtome.dictionaries.activations import Gated, ReLU
+from microtome.dictionaries.activations import Gated, MatchingPursuit, ReLU
 from microtome.dictionaries.dictionary import Dictionary
 from microtome.dictionaries.drive import Entries
 
@@ -45,12 +45,14 @@ def corrected(
     wanted: what is to be written; the values themselves where the dictionary reads what it writes. steps: at most so
     many of conjugate gradients. Units that are never on stay as they are.
 
-    Raises `InputError` where `wanted` is missing.
+    Raises `InputError` where `wanted` is missing, and for matching pursuit.
     """
     if wanted is None:
         if not dictionary.in_place:
             raise InputError(f"{dictionary.name} writes other sites than it reads; give what it should write")
         wanted = values
+    if isinstance(dictionary.activation, MatchingPursuit):
+        raise InputError("matching pursuit pays nothing for strength, and has nothing to be given back")
     codes = dictionary.encode_sparsely(values)
     rebuilt = dictionary.decode_sparsely(codes)
     if dictionary.skip is not None:

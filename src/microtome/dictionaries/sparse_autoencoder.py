@@ -60,7 +60,7 @@ class Config(fitted.Config):
         None, gt=0, description="Units on in a row; by default the shortest description says."
     )
     activation: Kind = Field(
-        "topk", description="Which units are on: topk, batch_topk, jumprelu, relu, gated."
+        "topk", description="Which units are on: topk, batch_topk, jumprelu, relu, gated, matching_pursuit."
     )
     steps: int = Field(1000, ge=1, description="Batches to train on.")
     batch: int = Field(512, ge=1, description="Rows in a batch, where there are as many.")

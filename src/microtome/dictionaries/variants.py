@@ -3,6 +3,7 @@
     ReLU          all that is positive; pays a penalty for strength
     TopK          the k largest of each row; pays nothing (beside it, if so asked, an eighth of the loss with more)
     BatchTopK     the largest of the batch, rows times k; holds the threshold that does the same later
+    Pursuit       k of each row, each for what those before it left; units read what they write; pays nothing
     JumpReLU      what exceeds a threshold of its own unit, which is learned; holds the number of units on
     Gated         what is positive; another affine function of the same says how strongly; pays for the first alone
 
@@ -21,12 +22,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from microtome.core.errors import InputError
 from microtome.dictionaries import penalties
-from microtome.dictionaries.activations import Activation, Gated, JumpReLU, ReLU, TopK
-from microtome.dictionaries.drive import Drive
+from microtome.dictionaries.activations import Activation, Gated, JumpReLU, MatchingPursuit, ReLU, TopK
+from microtome.dictionaries.drive import Drive, Entries
+from microtome.dictionaries.matching_pursuit import pursued, solved
 from microtome.dictionaries.recipe import Recipe
 from microtome.dictionaries.scene import Scene
-from microtome.dictionaries.selection import above, batch_top_k, top_k
+from microtome.dictionaries.selection import Selection, above, batch_top_k, chunks, top_k
 
 _DENSE: Final = 0.1  # of entries on, from which the whole matrix is faster
 _FORGET: Final = 0.01  # of what is held, in a step
@@ -177,6 +180,43 @@ class _TopK(Variant):
         return TopK(int(self.recipe.on))
 
 
+class _MatchingPursuit(Variant):
+    def parameters(self, scene: Scene) -> dict[str, Tensor]:
+        if not scene.tied:
+            raise InputError(
+                "matching pursuit takes away what units write from what they read: one site for both"
+            )
+        return {"encoder": scene.parameters["decoder"]}
+
+    def run(self, scene: Scene) -> Outcome:
+        x, directions, _ = scene.product
+        k, rows = int(self.recipe.on), len(x)
+        parts = []
+        for some in x.split(chunks(rows, len(directions))):
+            pre = some @ directions.mT
+            units, strengths = pursued(pre, directions, directions, k)
+            parts.append((units, strengths > 0, pre.gather(1, units)))
+        units, on, pre = (torch.cat(part) for part in zip(*parts, strict=True))
+        # Entries stand in the order of units, the system in that in which they were taken.
+        place, back = (order := units.argsort(-1)), order.argsort(-1)
+        row = torch.arange(rows, device=x.device).repeat_interleave(k)
+        entries = Entries(row, units.gather(1, place).flatten(), rows, len(directions))
+        drive = scene.sparse(Selection(entries, pre.gather(1, place).flatten()))
+        decoder = scene.parameters["decoder"]
+        strengths = solved(drive.pre.view(rows, k).gather(1, back), units, decoder, decoder) * on
+        codes = strengths.gather(1, place).flatten()
+        error = scene.error(drive, codes)
+        return Outcome(error, error, drive, codes)
+
+    def adjust(self, scene: Scene) -> None:
+        gradient = scene.parameters["bias"].grad
+        if gradient is not None:
+            gradient.zero_()  # biases are zero, and stay so
+
+    def activation(self, parameters: dict[str, Tensor], held: dict[str, float]) -> Activation:
+        return MatchingPursuit(int(self.recipe.on))
+
+
 class _BatchTopK(Variant):
     def begin(self, scene: Scene) -> dict[str, float]:
         return {"threshold": batch_top_k(*scene.product, self._count(scene)).least}
@@ -258,5 +298,6 @@ def variant_of(recipe: Recipe) -> Variant:
         "batch_topk": _BatchTopK,
         "jumprelu": _JumpReLU,
         "gated": _Gated,
+        "matching_pursuit": _MatchingPursuit,
     }
     return kinds[recipe.activation](recipe)

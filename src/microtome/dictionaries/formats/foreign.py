@@ -22,6 +22,7 @@ from torch import Tensor
 
 from microtome.core.errors import InputError, MicrotomeError, StoreError
 from microtome.core.site import Site, as_site
+from microtome.dictionaries.activations import MatchingPursuit
 from microtome.dictionaries.dictionary import Dictionary
 from microtome.store.whole_file import write_whole
 
@@ -145,7 +146,9 @@ def stored_as(dictionary: Dictionary, format: str, held: Mapping[str, Tensor]) -
 
 
 def one_site(dictionary: Dictionary, title: str) -> None:
-    """Refuse what reads or writes several sites, for a format that knows one."""
+    """Refuse what reads or writes several sites, for a format that knows one, and units chosen one after the other."""
+    if isinstance(dictionary.activation, MatchingPursuit):
+        raise InputError(f"{title} has no matching pursuit that does the same as that of {dictionary.name}")
     if len(dictionary.reads) != 1 or len(dictionary.writes) != 1:
         raise InputError(
             f"{title} knows one site read and one written; {dictionary.name} reads {len(dictionary.reads)} and writes "
