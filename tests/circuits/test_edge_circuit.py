@@ -38,16 +38,6 @@ def test_the_edges_of_compiled_programs_are_found(name: str) -> None:
     assert {edge.ends for edge in found.circuit.edges} == shown
 
 
-def test_positions_that_are_not_learned_are_no_source() -> None:
-    """A setting for models with learned positions serves the others too."""
-    model, pairs = families.model("llama"), random_pairs(2)
-    apart, plain = (
-        edge_circuit.run(model, pairs, edge_circuit.Config(split_positions=split, steps=1, target=0.05))
-        for split in (True, False)
-    )
-    assert apart.circuit == plain.circuit
-
-
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gptj"])
 def test_what_is_found_keeps_the_target_on_paths_alone(name: str) -> None:
     model, pairs = families.model(name), random_pairs(2)
