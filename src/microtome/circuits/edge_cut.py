@@ -3,8 +3,10 @@
 1. On the way, the edits at sources only look: what each writes now is kept as its gap, ablated minus present value.
 2. At a receiver with cut edges, the stream it reads is corrected by the weighted sum of its gaps, goes through the
    module's norm and that head's projection, and replaces the head's slice of the value there.
-3. Receivers without a cut edge are left alone. In an exact pass, a receiver with all its edges cut is given what
-   arrived in the run that the values come from, so that a network with no edge left is that run bit for bit.
+3. Amounts may differ by position of the receiver: a key's or value's position is that of the token it is made from.
+4. Receivers without a cut edge, or whose gaps are all zero, are left alone. In an exact pass, a receiver with all its
+   edges cut is given what arrived in the run that the values come from, so that a network with no edge left is that
+   run bit for bit.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,8 +23,8 @@ from microtome.circuits.edge_graph import Reader
 from microtome.core.edits import Edit, Function
 from microtome.core.site import Site
 
-AblationKind = Literal["resample", "mean", "zero"]
-Amounts = Float[Tensor, "receiver source"]
+AblationKind = Literal["resample", "mean", "zero", "noise"]
+Amounts = Float[Tensor, "*position receiver source"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class CutPass:
     ) -> None:
         self._ends, self._ablation, self._exact = ends, ablation, exact
         self._amounts = (amounts.to(ablation.writes) * ends.graph.allowed.to(ablation.writes.device)).float()
-        self._readers = [reader for reader in ends.graph.readers if bool(self._amounts[reader.rows].any())]
+        self._readers = [r for r in ends.graph.readers if bool(self._amounts[..., r.rows, :].any())]
         self._gaps = Gaps(ablation.writes, keeps_graph=not exact)
         self._entry = 0
         if entered is not None:
@@ -108,26 +110,36 @@ class CutPass:
 
     def _read(self, reader: Reader, value: Tensor) -> Tensor:
         """The values of a reader's receivers, of those with cut edges anew."""
-        rows = self._amounts[reader.rows, : reader.visible]
+        rows = self._amounts[..., reader.rows, : reader.visible].movedim(-2, 0)
         arrived = self._ablation.arrived.get(self._ends.site(reader)) if self._exact else None
-        whole = (rows == 1).all(dim=1) & (arrived is not None)
-        some = rows.any(dim=1) & ~whole if self._exact else torch.ones_like(whole)
+        whole = (rows == 1).flatten(1).all(dim=1) & (arrived is not None)
+        some = rows.flatten(1).any(dim=1) & ~whole if self._exact else torch.ones_like(whole)
         if reader.kind in ("mlp", "logits"):
             if arrived is not None and bool(whole.all()):
                 return arrived
-            return self._through(reader, rows, value)[0].to(value.dtype)
+            made = self._through(reader, rows, value)
+            return value if made is None else made[0].to(value.dtype)
         new = value.clone()
         if arrived is not None and bool(whole.any()):
             new[:, :, whole] = arrived[:, :, whole]
         if bool(some.any()):
             different, which = torch.unique(rows[some], dim=0, return_inverse=True)
             inputs = self._through(reader, different, value, which)
-            new[:, :, some] = self._ends.projected(reader, inputs, some.nonzero()[:, 0])
+            if inputs is not None:
+                new[:, :, some] = self._ends.projected(reader, inputs, some.nonzero()[:, 0])
         return new
 
-    def _through(self, reader: Reader, amounts: Tensor, value: Tensor, which: Tensor | None = None) -> Tensor:
-        """The corrected streams behind their norm; one for each receiver, where `which` says whose is whose."""
-        stream = self._stream(reader, value).float() + self._gaps.weighted(amounts)
+    def _through(
+        self, reader: Reader, amounts: Tensor, value: Tensor, which: Tensor | None = None
+    ) -> Tensor | None:
+        """The corrected streams behind their norm; one for each receiver, where `which` says whose is whose.
+
+        `None` where, in an exact pass, there is nothing to correct.
+        """
+        gap = self._gaps.weighted(amounts)
+        if self._exact and not gap.any():
+            return None
+        stream = self._stream(reader, value).float() + gap
         if not self._exact:
             self.inputs[self._ends.site(reader)] = stream if which is None else stream[which]
         stream = self._ends.normed(reader, stream)
@@ -165,18 +177,21 @@ class Gaps:
         self._joined = None
 
     def weighted(
-        self, amounts: Float[Tensor, "different visible"]
+        self, amounts: Float[Tensor, "different *position visible"]
     ) -> Float[Tensor, "different row position d_model"]:
         """Weighted sums of the first gaps: of those that are cut, or of all less those kept, whichever are fewer."""
-        cut, kept = amounts.any(dim=0), (amounts != 1).any(dim=0)
+        flat = amounts.flatten(0, -2)
+        cut, kept = flat.any(dim=0), (flat != 1).any(dim=0)
         if int(kept.sum()) < int(cut.sum()):
-            return self._sum(amounts.shape[1]) - self._chosen(1 - amounts, kept)
+            return self._sum(amounts.shape[-1]) - self._chosen(1 - amounts, kept)
         return self._chosen(amounts, cut)
 
     def _chosen(self, amounts: Tensor, which: Tensor) -> Tensor:
-        gaps = self._first(amounts.shape[1])
+        gaps = self._first(amounts.shape[-1])
         if 2 * int(which.sum()) < len(which):
-            amounts, gaps = amounts[:, which], gaps[which]
+            amounts, gaps = amounts[..., which], gaps[which]
+        if amounts.dim() == 3:
+            return torch.einsum("vps,srpd->vrpd", amounts, gaps)
         return (amounts @ gaps.flatten(1)).view(-1, *gaps.shape[1:])
 
     def _sum(self, visible: int) -> Tensor:

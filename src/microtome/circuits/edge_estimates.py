@@ -36,9 +36,7 @@ from microtome.data import metrics
 from microtome.data.pairs import Pairs
 from microtome.models.model import Model
 
-Estimate = Callable[
-    [EdgeRun, Ablation, Recorder], tuple[Float[Tensor, " row"], Weights]
-]
+Estimate = Callable[[EdgeRun, Ablation, Recorder], tuple[Float[Tensor, " row"], Weights]]
 """Of a batch: the metric of each row with no edge cut, and the estimate of every edge, summed over rows."""
 Matrix = Float[NDArray[np.floating], "*position receiver source"]
 _SHOWN: Final = 40

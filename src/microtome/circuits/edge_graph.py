@@ -5,6 +5,9 @@ Sources, in the order of a pass: the embedding (`embed`; with its positions, or 
 the logits. There is an edge from every source to every receiver that comes after it; in a parallel block the MLP does
 not come after the heads beside it. A key or value head that serves several query heads is one receiver, named for all
 of them (`z.1.h0,1` through `k`). GPT-2 small has 157 sources, 445 receivers and 32 491 edges.
+
+Edges may be told apart by position, that of the receiver: `v@4` is a value made from the stream at position 4, and the
+head writes it wherever it looks back to there.
 """
 
 from bisect import bisect_left
@@ -24,6 +27,8 @@ from microtome.models.model import Model
 from microtome.models.stream_parts import require_additive
 
 Kind = Literal["q", "k", "v", "mlp", "logits"]
+Edges = Bool[Tensor, "*position receiver source"]
+Weights = Float[Tensor, "*position receiver source"]
 
 
 @dataclass(frozen=True)
@@ -44,18 +49,21 @@ class EdgeGraph:
     """All edges of a network. Make one with `EdgeGraph.of`.
 
     sources: names of what writes, in the order of a pass. receivers: name and kind of what reads, likewise.
-    allowed: which edges there are. Matrices of edges are `[receiver, source]` in this order. readers: the receivers in
-    groups; empty for a graph that is only looked at.
+    allowed: which edges there are. Matrices of edges are `[receiver, source]` in this order, with `position` before
+    them where edges are told apart by position. readers: the receivers in groups; empty for a graph that is only
+    looked at.
     """
 
     sources: tuple[str, ...]
     receivers: tuple[tuple[str, Kind], ...]
-    allowed: Bool[Tensor, "receiver source"]
+    allowed: Edges
     readers: tuple[Reader, ...] = ()
 
     @staticmethod
-    def of(model: Model, split_positions: bool = False) -> "EdgeGraph":
+    def of(model: Model, split_positions: bool = False, positions: int | None = None) -> "EdgeGraph":
         """The edges of a model; `split_positions` counts learned positions as a source of their own.
+
+        positions: how many there are of them, to tell edges apart by position; `None`: an edge acts at all positions.
 
         Raises `FamilyError` where the stream is not a sum of what parts write, `InputError` for a model without a
         map, or without learned positions to split off.
@@ -99,12 +107,19 @@ class EdgeGraph:
         allowed = torch.zeros(len(receivers), len(sources), dtype=torch.bool)
         for reader in readers:
             allowed[reader.rows, : reader.visible] = True
+        if positions is not None:
+            allowed = allowed.repeat(positions, 1, 1)
         return EdgeGraph(tuple(sources), tuple(receivers), allowed, tuple(readers))
 
     @property
     def splits_positions(self) -> bool:
         """Whether positions are a source of their own."""
         return "pos_embed" in self.sources
+
+    @property
+    def positions(self) -> int | None:
+        """At how many positions edges are told apart; `None` where an edge acts at all positions."""
+        return len(self.allowed) if self.allowed.dim() == 3 else None
 
     def __len__(self) -> int:
         return int(self.allowed.sum())
@@ -117,11 +132,15 @@ class EdgeGraph:
     def _column(self) -> dict[str, int]:
         return {source: column for column, source in enumerate(self.sources)}
 
-    def place(self, edge: tuple[str, str, str]) -> tuple[int, int]:
-        """Row and column of an edge (source, target, kind). Raises `InputError` for one that does not exist."""
+    def place(self, edge: tuple[str, str, str]) -> tuple[int, ...]:
+        """Row and column of an edge (source, target, kind), after the position where its kind names one (`v@4`).
+
+        Raises `InputError` for one that does not exist.
+        """
         source, target, kind = edge
+        kind, told, position = kind.partition("@")
         row, column = self._row.get((target, kind)), self._column.get(source)
-        if row is None or column is None or not self.allowed[row, column]:
+        if row is None or column is None or not self.allowed[..., row, column].any():
             why = (
                 f"there is no source {source!r}"
                 if column is None
@@ -134,54 +153,80 @@ class EdgeGraph:
                 "and mlp_out.LAYER; targets z.LAYER.hHEAD through q, k or v (all heads that share a key), "
                 "mlp_out.LAYER through mlp, and logits through logits"
             )
-        return row, column
+        if not told:
+            return row, column
+        count = self.positions or 0
+        if not (position.isdecimal() and int(position) < count):
+            raise InputError(
+                f"{source} -> {target} ({edge[2]}) is at no position of these edges: "
+                + (
+                    f"they are 0 … {count - 1}"
+                    if count
+                    else "here an edge acts at all of them; leave the @ out"
+                )
+            )
+        return int(position), row, column
 
     def edges(self) -> list[tuple[str, str, str]]:
         """Every edge as (source, target, kind), in the order of a matrix read row by row."""
-        return [
-            (self.sources[column], *self.receivers[row]) for row, column in self.allowed.nonzero().tolist()
-        ]
+        return [self.edge(place) for place in self.allowed.nonzero().tolist()]
 
-    def mask(self, kept: Circuit | Iterable[tuple[str, str, str]]) -> Bool[Tensor, "receiver source"]:
-        """The edges of a circuit as a matrix. Raises `InputError` for an edge that does not exist."""
+    def edge(self, place: Sequence[int]) -> tuple[str, str, str]:
+        """The edge (source, target, kind) at a place of a matrix."""
+        *position, row, column = place
+        target, kind = self.receivers[row]
+        return self.sources[column], target, "@".join([kind, *map(str, position)])
+
+    def mask(self, kept: Circuit | Iterable[tuple[str, str, str]]) -> Edges:
+        """The edges of a circuit as a matrix, at all positions where an edge names none.
+
+        Raises `InputError` for an edge that does not exist.
+        """
         ends = [edge.ends for edge in kept.edges] if isinstance(kept, Circuit) else kept
         found = torch.zeros_like(self.allowed)
         for edge in ends:
-            found[self.place(edge)] = True
+            *position, row, column = self.place(edge)
+            found[position or ..., row, column] = True
         return found
 
-    def circuit(
-        self, kept: Bool[Tensor, "receiver source"], weights: Float[Tensor, "receiver source"] | None = None
-    ) -> Circuit:
+    def circuit(self, kept: Edges, weights: Weights | None = None) -> Circuit:
         """The kept edges as a circuit. A node weighs what its outgoing edges weigh together."""
         edges: list[Edge] = []
         nodes: dict[str, float] = {}
-        for row, column in (kept & self.allowed).nonzero().tolist():
-            weight = 1.0 if weights is None else float(weights[row, column])
-            target, kind = self.receivers[row]
-            edges.append(Edge(self.sources[column], target, kind, weight))
-            nodes[self.sources[column]] = nodes.get(self.sources[column], 0.0) + weight
+        for place in (kept & self.allowed).nonzero().tolist():
+            weight = 1.0 if weights is None else float(weights[tuple(place)])
+            source, target, kind = self.edge(place)
+            edges.append(Edge(source, target, kind, weight))
+            nodes[source] = nodes.get(source, 0.0) + weight
             nodes.setdefault(target, 0.0)
         return Circuit.of(nodes, edges)
 
-    def connected(self, kept: Bool[Tensor, "receiver source"]) -> Bool[Tensor, "receiver source"]:
-        """The kept edges that lie on a path of kept edges from an embedding to the logits."""
-        kept = kept & self.allowed
-        feeds = self.feeds
-        live = torch.zeros(len(self.sources), dtype=torch.bool)
-        live[: 1 + self.splits_positions] = True
-        for column in range(1 + self.splits_positions, len(self.sources)):
-            live[column] = bool((kept[feeds[column]] & live).any())
-        kept = kept & live
-        used = torch.zeros(len(self.sources), dtype=torch.bool)
-        useful = torch.zeros(len(self.receivers), dtype=torch.bool)
-        useful[-1] = True
-        for column in range(len(self.sources) - 1, -1, -1):
-            used[column] = bool((kept[:, column] & useful).any())
-            useful[feeds[column]] = useful[feeds[column]] | used[column]
-        return kept & useful[:, None]
+    def connected(self, kept: Edges) -> Edges:
+        """The kept edges that lie on a path of kept edges from an embedding to the logits.
 
-    def strongest(self, weights: Float[Tensor, "receiver source"], n: int) -> Bool[Tensor, "receiver source"]:
+        By position, a head writes at a position what it reads there as a query, and there or before as key and value.
+        """
+        kept = kept & self.allowed
+        at = kept if self.positions else kept[None]
+        live = torch.zeros(len(at), len(self.sources), dtype=torch.bool)
+        live[:, : 1 + self.splits_positions] = True
+        for column in range(1 + self.splits_positions, len(self.sources)):
+            here, back = self._fed[column]
+            live[:, column] = (at[:, here] & live[:, None]).any(dim=2).any(dim=1)
+            looked = (at[:, back] & live[:, None]).any(dim=2).any(dim=1)
+            live[:, column] |= looked.cummax(dim=0).values
+        at = at & live[:, None]
+        used = torch.zeros_like(live)
+        useful = torch.zeros(at.shape[:2], dtype=torch.bool)
+        useful[:, -1] = True
+        for column in range(len(self.sources) - 1, -1, -1):
+            here, back = self._fed[column]
+            used[:, column] = (at[:, :, column] & useful).any(dim=1)
+            useful[:, here] |= used[:, column, None]
+            useful[:, back] |= used[:, column].flip(0).cummax(dim=0).values.flip(0)[:, None]
+        return (at & useful[:, :, None]).view_as(kept)
+
+    def strongest(self, weights: Weights, n: int) -> Edges:
         """At least `n` edges on paths from an embedding to the logits, of the fewest strongest that hold so many.
 
         All that lie on paths, where there are fewer. Strength is the absolute weight; ties go by order.
@@ -205,6 +250,15 @@ class EdgeGraph:
             for one in members(name):
                 rows.setdefault(one, []).append(row)
         return [rows.get(source, []) for source in self.sources]
+
+    @cached_property
+    def _fed(self) -> list[tuple[list[int], list[int]]]:
+        """The same in two: those that feed it at their own position, and those that it looks back to."""
+        backward = [kind in ("k", "v") for _, kind in self.receivers]
+        return [
+            ([row for row in rows if not backward[row]], [row for row in rows if backward[row]])
+            for rows in self.feeds
+        ]
 
 
 def members(name: str) -> Sequence[str]:

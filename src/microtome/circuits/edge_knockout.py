@@ -17,15 +17,15 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from microtome.circuits.edge_cut import Ablation
-from microtome.circuits.edge_graph import EdgeGraph
+from microtome.circuits.edge_cut import Ablation, Amounts
+from microtome.circuits.edge_graph import EdgeGraph, Edges
 from microtome.circuits.edge_pairs import EdgePairs, require_gap
 from microtome.circuits.edge_run import EdgeRun
 
-Kept = Bool[Tensor, "receiver source"]
+Kept = Edges
 Reduction = Literal["ratio of means", "mean of ratios"]
 _HELD_BYTES = 1 << 29
 
@@ -100,7 +100,7 @@ class EdgeKnockout:
         low, high = torch.quantile(above / gaps, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         return low, high
 
-    def _cut(self, kept: Kept) -> Float[Tensor, "receiver source"]:
+    def _cut(self, kept: Kept) -> Amounts:
         cut = ~kept if self.pairs.direction == "noise" else kept
         return (cut & self.graph.allowed).float()
 

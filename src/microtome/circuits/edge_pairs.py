@@ -2,7 +2,8 @@
 
 `noise`: the clean prompts run, cut edges carry what the corrupt ones write: what is needed. `denoise`: the corrupt
 prompts run, cut edges carry what the clean ones write: what suffices. A mean is taken over all pairs of a call, at each
-position where all prompts are equally long, else over all real tokens.
+position where all prompts are equally long, else over all real tokens. Noise is added to what
+the running prompts write.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from microtome.circuits.edge_cut import Ablation, AblationKind, Amounts
 from microtome.circuits.edge_graph import EdgeGraph
+from microtome.circuits.edge_noise import noisy, spread
 from microtome.circuits.edge_run import EdgeRun
 from microtome.core.errors import InputError
 from microtome.core.logits import LogitSelection
@@ -28,7 +30,10 @@ LEAST_GAP = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class EdgePairs:
-    """All pairs of a call, in batches of `rows`, with the metric's values at both ends: no edge cut, and every edge."""
+    """All pairs of a call, in batches of `rows`. noise: in spreads of each source, drawn by `seed`.
+
+    Raises `InputError` for edges by position where prompts are of several lengths.
+    """
 
     model: Model
     graph: EdgeGraph
@@ -37,11 +42,27 @@ class EdgePairs:
     kind: AblationKind = "resample"
     direction: Direction = "noise"
     rows: int = 16
+    noise: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        columns = self.pairs.clean.shape[1]
+        if self.graph.positions is not None and {*self.pairs.lengths, self.graph.positions} != {columns}:
+            raise InputError(
+                f"edges by position need prompts of one length, as many positions as are told apart "
+                f"({self.graph.positions}) and no padding; these have {sorted({*self.pairs.lengths})} of {columns}: "
+                "group them by length, or leave per_position out"
+            )
 
     def batches(self) -> Iterator[tuple[EdgeRun, Ablation]]:
         """Each batch with what its cut edges carry."""
         mean = self._mean() if self.kind == "mean" else None
-        for run, other in self._runs():
+        scale = self.noise * self._spread() if self.kind == "noise" else None
+        for number, (run, other) in enumerate(self._runs()):
+            if scale is not None:
+                here = run.ablation("resample", run.tokens).writes
+                yield run, noisy(here, scale, self.seed, number * self.rows)
+                continue
             ablation = run.ablation("zero" if self.kind == "zero" else "resample", other)
             if mean is None:
                 yield run, ablation
@@ -63,6 +84,15 @@ class EdgePairs:
                 (part.clean, part.corrupt) if self.direction == "noise" else (part.corrupt, part.clean)
             )
             yield EdgeRun(self.model, self.graph, base, metric, part.mask), other
+
+    def _spread(self) -> Float[Tensor, " source"]:
+        """How far what each source writes varies over all prompts that run."""
+
+        def written(run: EdgeRun) -> tuple[Tensor, Tensor]:
+            real = self.model.inputs(run.tokens, run.mask).batch.real(self.model.device)
+            return run.ablation("resample", run.tokens).writes, real
+
+        return spread(written(run) for run, _ in self._runs())
 
     def _mean(self) -> Float[Tensor, "source 1 #position d_model"]:
         """What each source writes on average over all pairs."""

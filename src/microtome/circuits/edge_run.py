@@ -8,9 +8,9 @@
    size edges × positions is ever made.
 4. A single edge changes nothing below its receiver: many of them are one incremental sweep.
 
-Amounts may lie between 0 and 1. Where a norm stands behind the attention (Gemma 2, OLMo 2), a head writes what it adds
-with the divisor of its own run. Reference: Nanda (2023) and Syed et al. (2023) for the first order; Miller et al.
-(2024) for the conventions.
+Amounts may lie between 0 and 1, and differ by position where the graph tells edges apart by position. Where a norm
+stands behind the attention (Gemma 2, OLMo 2), a head writes what it adds with the divisor of its own run. Reference:
+Nanda (2023) and Syed et al. (2023) for the first order; Miller et al. (2024) for the conventions.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +24,7 @@ from torch import Tensor
 from microtome.circuits.edge_cut import Ablation, AblationKind, Amounts, CutPass
 from microtome.circuits.edge_ends import EdgeEnds, Writes
 from microtome.circuits.edge_graph import EdgeGraph, Reader
+from microtome.circuits.edge_noise import noisy, spread
 from microtome.circuits.gradient_rules import GradientRules
 from microtome.core.cost import Cost
 from microtome.core.edits import Edit, Set
@@ -48,8 +49,11 @@ class EdgeRun:
         """Where sources write and receivers read."""
         return EdgeEnds(self.model, self.graph)
 
-    def ablation(self, kind: AblationKind, tokens: Int[Tensor, "row column"]) -> Ablation:
-        """What cut edges carry: what sources write on other prompts of the same shape, its mean, or zero. One pass.
+    def ablation(
+        self, kind: AblationKind, tokens: Int[Tensor, "row column"], *, noise: float = 1.0, seed: int = 0
+    ) -> Ablation:
+        """What cut edges carry: what sources write on other prompts of the same shape, its mean, zero, or what they
+        write plus noise (give the prompts that run), of `noise` times its spread, by `seed`. One pass.
 
         The mean is taken over rows at each position where all prompts are equally long, else over all real tokens.
         """
@@ -61,6 +65,8 @@ class EdgeRun:
         if kind == "zero":
             return Ablation(kind, torch.zeros_like(writes))
         real = self.model.inputs(tokens, self.mask).batch.real(writes.device)
+        if kind == "noise":
+            return noisy(writes, noise * spread([(writes, real)]), seed)
         mean = writes.mean(dim=1, keepdim=True) if real.all() else writes[:, real].mean(dim=1)[:, None, None]
         return Ablation(kind, mean.expand_as(writes).contiguous())
 
@@ -72,16 +78,16 @@ class EdgeRun:
 
     @torch.no_grad()
     def effects(
-        self, edges: Sequence[tuple[int, int]], ablation: Ablation
+        self, edges: Sequence[tuple[int, ...]], ablation: Ablation
     ) -> tuple[Float[Tensor, "edge row"], Cost]:
-        """What cutting each of these edges alone (row and column of a matrix) adds to the metric, exactly."""
+        """What cutting each of these edges alone (their places in a matrix) adds to the metric, exactly."""
         ends = self.ends
         run = self.model.run(
             self.tokens, list(dict.fromkeys([*ends.origins, *ends.streams, *ends.arrivals])), mask=self.mask
         )
         gaps = ablation.writes - ends.writes(run)
         variants: list[Variant] = []
-        for row, column in edges:
+        for *position, row, column in edges:
             reader = next(one for one in self.graph.readers if one.rows.start <= row < one.rows.stop)
             site = ends.site(reader)
             value = ends.normed(reader, run[ends.stream(reader)].float() + gaps[column])
@@ -89,6 +95,8 @@ class EdgeRun:
                 head = row - reader.rows.start
                 site = replace(site, heads=(head,))
                 value = ends.projected(reader, value[None], torch.tensor([head]))
+            if position:
+                site, value = replace(site, positions=tuple(position)), value[:, position]
             variants.append(Variant((Set(site, value=value.to(self.model.dtype), origin="patch"),)))
         swept = sweep(self.model, self.tokens, variants, self.metric, mask=self.mask)
         return (swept.metric - swept.base).float(), swept.cost + Cost(passes=1)
@@ -156,7 +164,12 @@ class EdgeRun:
         flat = gaps.detach().flatten(1)
         found = torch.zeros(self.graph.allowed.shape, device=flat.device)
         for reader, slope in pulled:
-            found[reader.rows, : reader.visible] = slope.flatten(1) @ flat[: reader.visible].T
+            if self.graph.positions is None:
+                found[reader.rows, : reader.visible] = slope.flatten(1) @ flat[: reader.visible].T
+            else:
+                found[:, reader.rows, : reader.visible] = torch.einsum(
+                    "vrpd,srpd->pvs", slope, gaps[: reader.visible]
+                )
         return found
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from microtome.circuits import edge_estimates
 from microtome.circuits.edge_cut import Ablation
+from microtome.circuits.edge_graph import Weights
 from microtome.circuits.edge_run import EdgeRun
 from microtome.circuits.gradient_rules import Attention, GradientRules
 from microtome.core.card import Card
@@ -89,7 +90,7 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> edge_estimat
 
     def estimate(
         batch: EdgeRun, ablation: Ablation, recorder: Recorder
-    ) -> tuple[Float[Tensor, " row"], Float[Tensor, "receiver source"]]:
+    ) -> tuple[Float[Tensor, " row"], Weights]:
         recorder.add(passes=1)
         return batch.gradient(ablation, rules=rules)
 
