@@ -9,7 +9,8 @@
    layer go together (k/m, k = 1 … m), nothing comes back through what is put in, and every pass counts for every edge.
    `edges`: all edges are cut by more and more, present differences included: then all estimates add up to the effect
    of cutting everything. `ends`: the mean of the gradients at both sides.
-3. A random sample of edges is really cut, one at a time, and the error told beside the estimates.
+3. On request edges are told apart by the position of what reads: the sum over positions then is taken apart.
+4. A random sample of edges is really cut, one at a time, and the error told beside the estimates.
 
 An effect is the metric with the edge cut minus without. Reference: Syed, Rager, Conmy (2023), Attribution Patching
 Outperforms Automated Circuit Discovery; Hanna, Pezzelle, Belinkov (2024), Have Faith in Faithfulness, for `inputs`;
@@ -21,12 +22,13 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
 from microtome.circuits import edge_estimates
 from microtome.circuits.edge_cut import Ablation
+from microtome.circuits.edge_graph import Weights
 from microtome.circuits.edge_run import EdgeRun
 from microtome.core.card import Card
 from microtome.core.cost import Recorder
@@ -37,7 +39,7 @@ from microtome.models.model import Model
 
 Integrate = Literal["no", "inputs", "activations", "layers", "edges", "ends"]
 _FIRST = Site("resid_pre", 0)
-Scores = tuple[Float[Tensor, " row"], Float[Tensor, "receiver source"]]
+Scores = tuple[Float[Tensor, " row"], Weights]
 
 grading = (  # learned positions are a source of their own in the keys
     {"split_positions": True},
@@ -131,7 +133,7 @@ def _along_sources(batch: EdgeRun, ablation: Ablation, steps: int, recorder: Rec
     mean = torch.zeros(batch.graph.allowed.shape)
     for columns in groups:
         for cut in _shares(batch, columns, steps):
-            mean[:, columns] += batch.gradient(ablation, cut)[1].cpu()[:, columns] / steps
+            mean[..., columns] += batch.gradient(ablation, cut)[1].cpu()[..., columns] / steps
     recorder.add(passes=len(groups) * steps + 1)
     return batch.score(torch.zeros_like(mean), ablation), mean
 
@@ -168,11 +170,9 @@ def _along_edges(batch: EdgeRun, ablation: Ablation, steps: int, recorder: Recor
     return batch.score(torch.zeros_like(mean), ablation), mean
 
 
-def _shares(
-    batch: EdgeRun, columns: list[int] | range, steps: int
-) -> Iterator[Float[Tensor, "receiver source"]]:
+def _shares(batch: EdgeRun, columns: list[int] | range, steps: int) -> Iterator[Weights]:
     """All edges out of these sources, cut by the middle of each step from nothing to all."""
-    chosen: Bool[Tensor, "receiver source"] = torch.zeros_like(batch.graph.allowed)
-    chosen[:, list(columns)] = batch.graph.allowed[:, list(columns)]
+    chosen = torch.zeros_like(batch.graph.allowed)
+    chosen[..., list(columns)] = batch.graph.allowed[..., list(columns)]
     for step in range(steps):
         yield chosen.float() * (step + 0.5) / steps
