@@ -246,14 +246,15 @@ class Grades:
         return tuple(lost)
 
     def save(self, path: Path) -> None:
-        """Write as JSON, sorted, whole or not at all."""
-        told = {
-            "format": _FORMAT,
-            "versions": dict(self.versions),
-            "grades": [_rounded(asdict(one)) for one in self.grades],
-            "troubles": [asdict(one) for one in self.troubles],
+        """Write as JSON, sorted, a grade a line, whole or not at all."""
+        parts = {
+            "format": json.dumps(_FORMAT),
+            "versions": json.dumps(dict(self.versions)),
+            "grades": _lines([_rounded(asdict(one)) for one in self.grades]),
+            "troubles": _lines([asdict(one) for one in self.troubles]),
         }
-        write_whole(path, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
+        told = ",\n".join(f'"{name}": {part}' for name, part in parts.items())
+        write_whole(path, f"{{{told}}}\n".encode())
 
     @staticmethod
     def load(path: Path) -> "Grades":
@@ -362,6 +363,10 @@ def _mean(values: Iterable[float]) -> float:
 
 def _run(one: Grade | Trouble) -> tuple[str, str, int]:
     return one.method, one.case, one.seed
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "[" + ",".join(f"\n {json.dumps(row, ensure_ascii=False)}" for row in rows) + "]"
 
 
 def _rounded(told: Mapping[str, Any]) -> dict[str, Any]:
