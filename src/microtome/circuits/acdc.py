@@ -88,7 +88,7 @@ class Config(base.Config):
         description="kl: divergence of next-token distributions, in nats; another metric by name: how far it moves.",
     )
     kind: AblationKind = Field(
-        "resample", description="What cut edges carry: the other side (resample), mean, zero."
+        "resample", description="What cut edges carry: the other side (resample), mean, zero, noise."
     )
     direction: Direction = Field(
         "noise", description="noise: clean runs, corrupt is put in; denoise: the reverse."
@@ -219,7 +219,9 @@ class _Behaviour:
         self, model: Model, data: Pairs, graph: EdgeGraph, config: Config, recorder: Recorder
     ) -> None:
         self.model, self.graph, self._recorder, self._n = model, graph, recorder, len(data)
-        pairs = EdgePairs(model, graph, data, config.metric, config.kind, config.direction, config.rows)
+        pairs = EdgePairs(
+            model, graph, data, config.metric, config.kind, config.direction, config.rows, seed=config.seed
+        )
         none = torch.zeros(graph.allowed.shape)
         self._batches: list[tuple[EdgeTail, Float[Tensor, " row"]]] = []
         for batch, ablation in pairs.batches():

@@ -43,7 +43,7 @@ class Config(base.Config):
         description="kl: divergence of next-token distributions, in nats; another metric by name: how far it moves.",
     )
     kind: AblationKind = Field(
-        "resample", description="What cut edges carry: the other side (resample), mean, zero."
+        "resample", description="What cut edges carry: the other side (resample), mean, zero, noise."
     )
     direction: Direction = Field(
         "noise", description="noise: clean runs, corrupt is put in; denoise: the reverse."
@@ -155,7 +155,9 @@ def learned(
     Raises `InputError` where cutting everything changes nothing, `FamilyError` where the stream is not a sum.
     """
     graph = edges_of(model, config.split_positions)
-    pairs = EdgePairs(model, graph, data, config.metric, config.kind, config.direction, config.rows)
+    pairs = EdgePairs(
+        model, graph, data, config.metric, config.kind, config.direction, config.rows, seed=config.seed
+    )
     sample = Sample.of(graph, config.checked, config.seed)
     with measure() as recorder:
         aims = faithful(pairs, recorder)

@@ -76,7 +76,9 @@ class Config(base.Config):
     )
     grain: Grain = Field("edge", description="edge, or node: all edges out of a source at once.")
     sizes: tuple[float, ...] = Field(FRACTIONS, min_length=2, description="Fractions of edges or nodes kept.")
-    kind: AblationKind = Field("resample", description="What cut edges carry: the other side, mean, zero.")
+    kind: AblationKind = Field(
+        "resample", description="What cut edges carry: the other side, mean, zero, noise."
+    )
     direction: Direction = Field("noise", description="noise: clean prompts run; denoise: corrupt ones.")
     metric: str = Field(metrics.DEFAULT, description="Metric by name.")
     target: float = Field(0.9, gt=0, le=1, description="Share that the circuit taken for minimality keeps.")
@@ -255,7 +257,14 @@ class _Curves:
         self.prune = config.kind == "resample"
         self.ranking = Ranking.of(self.graph, scores, config.helpful, self.prune)
         edge_pairs = EdgePairs(
-            model, self.graph, pairs, config.metric, config.kind, config.direction, config.rows
+            model,
+            self.graph,
+            pairs,
+            config.metric,
+            config.kind,
+            config.direction,
+            config.rows,
+            seed=config.seed,
         )
         self.knockout = EdgeKnockout(edge_pairs)
         self.passes = self.knockout.passes(2)

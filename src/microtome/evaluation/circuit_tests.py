@@ -81,7 +81,9 @@ class Config(base.Config):
         (), description="Edges as [source, target, through], such as [z.0.h1, z.1.h2, v]; at least one."
     )
     metric: str = Field(metrics.DEFAULT, description="Metric by name.")
-    kind: AblationKind = Field("resample", description="What cut edges carry: the other side, mean, zero.")
+    kind: AblationKind = Field(
+        "resample", description="What cut edges carry: the other side, mean, zero, noise."
+    )
     direction: Direction = Field("noise", description="noise: clean prompts run; denoise: corrupt ones.")
     level: float = Field(0.05, gt=0, lt=1, description="p-values up to this reject.")
     margin: float = Field(
@@ -196,7 +198,9 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
             raise InputError(
                 f"the circuit holds all {len(graph)} edges, so there is nothing to test it against"
             )
-        pairs = EdgePairs(model, graph, data, config.metric, config.kind, config.direction, config.rows)
+        pairs = EdgePairs(
+            model, graph, data, config.metric, config.kind, config.direction, config.rows, seed=config.seed
+        )
         tested = _Tested(EdgeKnockout(pairs), circuit, config)
         arrays, coords = tested.arrays()
         recorder.add(passes=tested.passes)
