@@ -1,141 +1,188 @@
-"""Are edge scores what the published definition says? `python benchmarks/edge_parity.py`: a GPT-2 written out plainly.
+"""Are edge scores and circuits what the published definitions say? `python benchmarks/edge_parity.py [FOLDER]`.
 
-The network is computed again with nothing of ours: every head's query, key and value, every MLP and the logits read a
-copy of the stream of their own, and automatic differentiation gives the gradient at each copy. Scores are those
-gradients times the differences of what sources write, one at a time: at the clean run, averaged over five points on the
-way from the corrupt embeddings to the clean ones (k/m, k = 1 … m), at both ends, and with each place on its own way.
-Printed: the largest difference from ours, relative to the largest score.
+1. Four layers of four heads: scores beside a GPT-2 written out plainly (`written_out.py`), in which automatic
+   differentiation gives the gradient at each receiver's copy of the stream. Scores are those gradients times the
+   differences of what sources write, one at a time: at the clean run, averaged over five points on the way from the
+   corrupt embeddings to the clean ones (k/m, k = 1 … m), at both ends, and with each place on its own way.
+2. GPT-2-small shape, 32 491 edges, the same weights, tokens and metric: scores and circuits at ten sizes beside EAP-IG
+   and auto-circuit, which `edges.py` has run and left in FOLDER; all of them beside the same written out in float64.
+   EAP-IG averages over k = 0 … m - 1; with the sides exchanged that is k = 1 … m, which is how it is run here.
+
+Differences are the largest of all edges, as a share of the largest score; of circuits, in logits.
 """
 
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional
 
 import microtome
+from circuit_cases import gpt2_small, prompts
 from microtome.circuits import edge_attribution_patching as method
+from microtome.circuits.edge_graph import EdgeGraph
+from microtome.circuits.edge_pairs import EdgePairs
 from microtome.data.pairs import Pairs
+from microtome.models.model import Model
+from written_out import Moved, circuit, difference, entering, forward, gradients, still
 
-LAYERS, HEADS, WIDTH, ROWS, COLUMNS, STEPS = 4, 4, 64, 4, 9, 5
-Moved = Callable[[str, Tensor], Tensor]
-
-
-def forward(
-    module: transformers.GPT2LMHeadModel, entering: Tensor, moved: Moved
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Logits at the last position, what each source writes, and the copy that each receiver reads."""
-    writes, reads = {"embed": moved("embed", entering)}, {}
-    stream, width = writes["embed"], WIDTH // HEADS
-
-    def read(name: str) -> Tensor:
-        reads[name] = stream.clone()
-        reads[name].retain_grad()
-        return reads[name]
-
-    future = torch.ones(COLUMNS, COLUMNS, dtype=torch.bool).triu(1)
-    for layer, block in enumerate(module.transformer.h):
-        projection, bias = block.attn.c_attn.weight, block.attn.c_attn.bias
-        added = block.attn.c_proj.bias
-        before = []
-        for head in range(HEADS):
-            made = []
-            for number, kind in enumerate("qkv"):
-                at = slice(number * WIDTH + head * width, number * WIDTH + (head + 1) * width)
-                made.append(block.ln_1(read(f"z.{layer}.h{head} {kind}")) @ projection[:, at] + bias[at])
-            scores = (made[0] @ made[1].transpose(1, 2) / width**0.5).masked_fill(future, float("-inf"))
-            out = block.attn.c_proj.weight[head * width : (head + 1) * width]
-            name = f"z.{layer}.h{head}"
-            writes[name] = moved(name, scores.softmax(dim=-1) @ made[2] @ out)
-            before.append(writes[name])
-        stream = stream + sum(before) + added
-        name = f"mlp_out.{layer}"
-        writes[name] = moved(name, block.mlp(block.ln_2(read(f"{name} mlp"))))
-        stream = stream + writes[name]
-    logits = functional.linear(module.transformer.ln_f(read("logits logits"))[:, -1], module.lm_head.weight)
-    return logits, writes, reads
+STEPS = 5
+Module = transformers.GPT2LMHeadModel
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+class Definition:
+    """Scores by definition, in the precision of the module."""
+
+    def __init__(self, module: Module, pairs: Pairs) -> None:
+        self.module = module
+        self.ids = [one for (one,) in pairs.answers], [one for (one,) in pairs.wrong]
+        with torch.no_grad():
+            self.clean, self.corrupt = (entering(module, ids) for ids in (pairs.clean, pairs.corrupt))
+            self.here, there = (forward(module, first)[1] for first in (self.clean, self.corrupt))
+        self.gaps = {name: there[name] - self.here[name] for name in there}
+
+    def at(self, first: Tensor, moved: Moved = still) -> dict[str, Tensor]:
+        return gradients(self.module, first, *self.ids, moved)
+
+    def once(self) -> dict[str, Tensor]:
+        return self.at(self.clean)
+
+    def along_inputs(self) -> dict[str, Tensor]:
+        way = self.clean - self.corrupt
+        return _mean([self.at(self.corrupt + step / STEPS * way) for step in range(1, STEPS + 1)])
+
+    def at_ends(self) -> dict[str, Tensor]:
+        return _mean([self.at(self.clean), self.at(self.corrupt)])
+
+    def along_layers(self) -> dict[str, Tensor]:
+        layers = self.module.config.n_layer
+        places = ["embed", *(f"{part}.{layer}" for layer in range(layers) for part in ("z", "mlp_out"))]
+
+        def shifting(place: str, share: float) -> Moved:
+            def moved(name: str, value: Tensor) -> Tensor:
+                mine = name == place or name.startswith(f"{place}.")
+                shifted = self.here[name] + share * self.gaps[name]
+                return shifted.detach().requires_grad_() if mine else value
+
+            return moved
+
+        points = [(place, 1 - step / STEPS) for place in places for step in range(1, STEPS + 1)]
+        return _mean([self.at(self.clean, shifting(*point)) for point in points])
+
+    def scores(self, slopes: dict[str, Tensor], graph: EdgeGraph) -> Tensor:
+        """[receiver, source]; zero where there is no edge."""
+        gaps = torch.stack([self.gaps[name] for name in graph.sources]).flatten(1)
+        read = torch.stack([slopes[f"{name} {kind}"] for name, kind in graph.receivers]).flatten(1)
+        return (read @ gaps.T) * graph.allowed
+
+
+def _mean(points: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: sum(point[name] for point in points) / len(points) for name in points[0]}
+
+
+def _ours(model: Model, pairs: Pairs, integrate: str) -> Tensor:
+    """[receiver, source], summed over rows."""
+    config = method.Config(integrate=integrate, steps=STEPS, checked=0)
+    effect = method.run(model, pairs, config).data["effect"].values
+    return len(pairs) * torch.from_numpy(np.nan_to_num(effect))
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one.double() - other.double()).abs().max())
+
+
+def small() -> list[str]:
+    """Every way to average, on a small network."""
     torch.manual_seed(0)
-    config = transformers.GPT2Config(n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH, vocab_size=211)
-    module = transformers.GPT2LMHeadModel(config).eval()
+    config = transformers.GPT2Config(n_layer=4, n_head=4, n_embd=64, vocab_size=211)
+    module = Module(config).eval()
     for parameter in module.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
-    clean, corrupt = torch.randint(211, (2, ROWS, COLUMNS))
-    answers, wrong = [3 + row for row in range(ROWS)], [50 + row for row in range(ROWS)]
-    embeddings = [
-        module.transformer.wte(ids) + module.transformer.wpe(torch.arange(COLUMNS))
-        for ids in (clean, corrupt)
+    model, pairs = microtome.load(module), prompts(211)
+    graph = EdgeGraph.of(model)
+    ours = {name: _ours(model, pairs, name) for name in ("no", "inputs", "ends", "layers")}
+    defined = Definition(module.double(), pairs)
+    ways = (defined.once, defined.along_inputs, defined.at_ends, defined.along_layers)
+    lines = [
+        "| integrate | edges | largest difference from float64, of the largest score |",
+        "| --- | --- | --- |",
     ]
+    for (name, found), way in zip(ours.items(), ways, strict=True):
+        expected = defined.scores(way(), graph)
+        lines.append(
+            f"| {name} | {len(graph)} | {_apart(found, expected) / float(expected.abs().max()):.1e} |"
+        )
+    return lines
 
-    def still(_: str, value: Tensor) -> Tensor:
-        return value
 
-    def gradients(entering: Tensor, moved: Moved = still) -> dict[str, Tensor]:
-        logits, _, reads = forward(module, entering.detach().requires_grad_(), moved)
-        rows = torch.arange(ROWS)
-        (logits[rows, answers] - logits[rows, wrong]).mean().backward()
-        return {name: torch.zeros_like(at) if at.grad is None else at.grad for name, at in reads.items()}
+def beside(folder: Path) -> list[str]:
+    """GPT-2-small shape, beside public tools."""
+    module = gpt2_small()
+    model, pairs = microtome.load(module), prompts(50_000)
+    graph = EdgeGraph.of(model)
+    found = {"scores": _ours(model, pairs, "no"), "along inputs": _ours(model, pairs, "inputs")}
+    kept = load_file(folder / "given.safetensors")["circuits"].bool()
+    ((batch, ablation),) = EdgePairs(model, graph, pairs, "logit-difference").batches()
+    cut = graph.allowed & ~kept
+    found["circuits"] = torch.stack([batch.score(one.float(), ablation) for one in cut])
 
-    here, there = (forward(module, one.detach().requires_grad_(), still)[1] for one in embeddings)
-    gaps = {name: (there[name] - here[name]).detach() for name in here}
+    theirs: dict[str, dict[str, Tensor]] = {"EAP-IG": {}, "auto-circuit": {}}
+    for tool, results in theirs.items():
+        for work, name in (("attribution", "scores"), ("steps", "along inputs"), ("circuits", "circuits")):
+            if (tool, work) == ("auto-circuit", "steps"):
+                continue  # it sums over masks, which is another estimate
+            (results[name],) = load_file(folder / f"{tool}, {work}.safetensors").values()
 
-    def mean(points: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: sum(point[name] for point in points) / len(points) for name in points[0]}
-
-    on_the_way = [
-        gradients(embeddings[1] + step / STEPS * (embeddings[0] - embeddings[1]))
-        for step in range(1, STEPS + 1)
-    ]
-    places = ["embed", *(f"{part}.{layer}" for layer in range(LAYERS) for part in ("z", "mlp_out"))]
-
-    def shifting(place: str, share: float) -> Moved:
-        def moved(name: str, value: Tensor) -> Tensor:
-            mine = name == place or name.startswith(f"{place}.")
-            return (here[name] + share * gaps[name]).detach().requires_grad_() if mine else value
-
-        return moved
-
-    by_place = [
-        gradients(embeddings[0], shifting(place, 1 - step / STEPS))
-        for place in places
-        for step in range(1, STEPS + 1)
-    ]
-    plain = {
-        "no": gradients(embeddings[0]),
-        "inputs": mean(on_the_way),
-        "ends": mean([gradients(embeddings[0]), gradients(embeddings[1])]),
-        "layers": mean(by_place),
+    defined = Definition(module.double(), pairs)
+    expected = {
+        "scores": defined.scores(defined.once(), graph),
+        "along inputs": defined.scores(defined.along_inputs(), graph),
+        "circuits": torch.stack(
+            [
+                difference(circuit(module, pairs.clean, pairs.corrupt, one).double(), *defined.ids)
+                for one in kept
+            ]
+        ),
     }
-    pairs = Pairs(
-        clean,
-        corrupt,
-        None,
-        tuple((one,) for one in answers),
-        tuple((one,) for one in wrong),
-        ({},) * ROWS,
-        ("",) * ROWS,
-        ("",) * ROWS,
-        {},
-    )
-    model = microtome.load(module)
-    lines = ["# Edge scores beside a network written out plainly", ""]
-    lines += ["| integrate | edges | largest difference, of the largest score |", "| --- | --- | --- |"]
-    for integrate, at in plain.items():
-        found = method.run(model, pairs, method.Config(integrate=integrate, steps=STEPS, checked=0))
-        ours = found.scores()
-        expected = {edge: float((at[f"{edge[1]} {edge[2]}"] * gaps[edge[0]]).sum()) for edge in ours}
-        largest = max(map(abs, expected.values()))
-        apart = max(abs(ours[edge] - expected[edge]) for edge in ours) / largest
-        lines.append(f"| {integrate} | {len(ours)} | {apart:.1e} |")
+    lines = [
+        "| what | largest | ours, EAP-IG | ours, auto-circuit | ours, float64 | EAP-IG, float64 "
+        "| auto-circuit, float64 |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, truth in expected.items():
+        largest = float(truth.abs().max())
+        unit = 1.0 if name == "circuits" else largest
+        cells = [
+            f"{_apart(one, other) / unit:.1e}" if one is not None and other is not None else ""
+            for one, other in (
+                (found[name], theirs["EAP-IG"][name]),
+                (found[name], theirs["auto-circuit"].get(name)),
+                (found[name], truth),
+                (theirs["EAP-IG"][name], truth),
+                (theirs["auto-circuit"].get(name), truth),
+            )
+        ]
+        lines.append(f"| {name} | {largest:.3g} | {' | '.join(cells)} |")
+    return lines
+
+
+def main(folder: str | None = None) -> None:
+    torch.set_num_threads(1)
+    lines = ["# Edge scores and circuits beside their definitions", "", *small()]
+    if folder:
+        lines += ["", "GPT-2-small shape, 32 491 edges, circuits at ten sizes. Largest differences"]
+        lines += [
+            "between two: of scores as shares of the largest, of circuits in logits.",
+            "",
+            *beside(Path(folder)),
+        ]
     text = "\n".join(lines) + "\n"
     Path(__file__).parent.joinpath("results", "edge_parity.md").write_text(text)
     print(text)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
