@@ -8,7 +8,10 @@
    are counted, so that they add up to what replacing the source does. `layers`: as that is published, all heads of a
    layer go together (k/m, k = 1 … m), nothing comes back through what is put in, and every pass counts for every edge.
    `edges`: all edges are cut by more and more, present differences included: then all estimates add up to the effect
-   of cutting everything. `ends`: the mean of the gradients at both sides.
+   of cutting everything. Points go where the metric jumps (`adaptive_quadrature`). `ends`: the mean of the gradients at
+   both sides.
+   `rounds`, of `edges`: what breaks first takes all the credit, for nothing matters behind it. So leave whole what took
+   at least a tenth of the most, and go the way again with the rest, until cutting all of it changes nothing.
 3. On request edges are told apart by the position of what reads: the sum over positions then is taken apart.
 4. A random sample of edges is really cut, one at a time, and the error told beside the estimates.
 
@@ -18,8 +21,9 @@ Mueller et al. (2025), MIB, for `layers`; Miller et al. (2024), for masks. Misle
 is zero though cutting them matters.
 """
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Float
@@ -27,6 +31,7 @@ from pydantic import Field
 from torch import Tensor
 
 from microtome.circuits import edge_estimates
+from microtome.circuits.adaptive_quadrature import Point, mean_gradient
 from microtome.circuits.edge_cut import Ablation
 from microtome.circuits.edge_graph import Weights
 from microtome.circuits.edge_run import EdgeRun
@@ -39,13 +44,16 @@ from microtome.models.model import Model
 
 Integrate = Literal["no", "inputs", "activations", "layers", "edges", "ends"]
 _FIRST = Site("resid_pre", 0)
+_LARGE: Final = 0.1
+_STILL: Final = 1e-3
 Scores = tuple[Float[Tensor, " row"], Weights]
+Way = Callable[[EdgeRun, Ablation, int, Recorder], Scores]
 
 grading = (  # learned positions are a source of their own in the keys
     {"split_positions": True},
     {"split_positions": True, "integrate": "inputs"},
     {"split_positions": True, "integrate": "activations"},
-    {"split_positions": True, "integrate": "edges"},
+    {"split_positions": True, "integrate": "edges", "steps": 21},
 )
 
 card = Card(
@@ -73,7 +81,16 @@ class Config(edge_estimates.Config):
         "no",
         description="no: one gradient; inputs, activations, layers, edges, ends: a mean on the way between the sides.",
     )
-    steps: int = Field(5, ge=1, description="Steps of the average; one gradient takes none.")
+    steps: int = Field(
+        5,
+        ge=1,
+        description="Steps of the average; one gradient takes none, edges at most these points, five at least.",
+    )
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="Of edges: integrate again with the strongest left whole, until the rest changes nothing.",
+    )
 
 
 class Result(edge_estimates.Result):
@@ -84,15 +101,15 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> edge_estimat
     """Estimate every edge. Raises `InputError` where cutting everything changes nothing, `FamilyError` where the stream
     is not a sum of what parts write."""
     config = config or Config()
-    estimate = {
+    ways: dict[Integrate, Way] = {
         "no": _at_once,
         "inputs": _along_inputs,
         "activations": _along_sources,
         "layers": _along_layers,
-        "edges": _along_edges,
+        "edges": partial(_along_edges, rounds=config.rounds),
         "ends": _at_both_ends,
-    }[config.integrate]
-    steps = config.steps
+    }
+    estimate, steps = ways[config.integrate], config.steps
 
     def estimated(batch: EdgeRun, ablation: Ablation, recorder: Recorder) -> Scores:
         return estimate(batch, ablation, steps, recorder)
@@ -162,12 +179,28 @@ def _places(batch: EdgeRun) -> list[tuple[Site, list[int]]]:
     return list(found.items())
 
 
-def _along_edges(batch: EdgeRun, ablation: Ablation, steps: int, recorder: Recorder) -> Scores:
-    mean = torch.zeros(batch.graph.allowed.shape)
-    for cut in _shares(batch, range(len(batch.graph.sources)), steps):
-        mean += batch.gradient(ablation, cut)[1].cpu() / steps
-    recorder.add(passes=steps + 1)
-    return batch.score(torch.zeros_like(mean), ablation), mean
+def _along_edges(batch: EdgeRun, ablation: Ablation, steps: int, recorder: Recorder, rounds: int) -> Scores:
+    """Of each round the estimates add up to the effect of cutting all edges that are not yet set aside."""
+    left, first = batch.graph.allowed.clone(), 0.0
+    found = torch.zeros(left.shape)
+    for _ in range(rounds):
+        mean = mean_gradient(partial(_cut_point, batch, ablation, left.float()), steps)
+        recorder.add(passes=mean.points)
+        found = torch.where(left, mean.gradient, found)
+        first = first or mean.moved
+        if mean.moved <= _STILL * first:
+            break
+        sizes = mean.gradient.abs()
+        left = left & (sizes < _LARGE * sizes.max())
+    recorder.add(passes=1)
+    return batch.score(torch.zeros_like(found), ablation), found
+
+
+def _cut_point(batch: EdgeRun, ablation: Ablation, edges: Weights, share: float) -> Point:
+    """These edges cut by a share. The sum of their gradients is the slope along the path."""
+    scores, gradient = batch.gradient(ablation, edges * share)
+    gradient = gradient.cpu() * edges
+    return Point(share, float(scores.double().sum()), float(gradient.double().sum()), gradient)
 
 
 def _shares(batch: EdgeRun, columns: list[int] | range, steps: int) -> Iterator[Weights]:
