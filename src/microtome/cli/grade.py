@@ -106,6 +106,7 @@ def _graded(
 
 
 def _page(path: Path, found: "Grades") -> None:
+    from microtome.evaluation.grade_overview import overview
     from microtome.store.whole_file import write_whole
     from microtome.view.page import Section, page
 
@@ -114,7 +115,7 @@ def _page(path: Path, found: "Grades") -> None:
         "then on the same networks with random weights, where there is nothing to find.",
         found.told(),
     )
-    sections = []
+    sections = [Section("At a glance", shapes=(overview(found),))] if found.grades else []
     for testbed in dict.fromkeys(one.testbed for one in found.standings()):
         tables, held = (
             tuple(one for one in found.tables(held_out) if one.title.startswith(f"{testbed}: "))

@@ -32,8 +32,8 @@ FALL: Final = 0.02
 LEGEND: Final = (
     "Luck: what 99 of 100 guesses do not reach. Control: the score of the same method on the network with random "
     "weights, against the same key; no answer: the method refused it or found nothing there. 95 %: of the mean over "
-    "cases and seeds. Beside the best (of the methods with most cases): the mean difference on the cases both have; "
-    "not told apart where its 95 % interval holds zero."
+    "cases and seeds; – of a single one. Beside the best (of the methods with most cases): the mean difference on the "
+    "cases both have; ≈ where its 95 % interval holds zero. Seconds and passes: of a run."
 )
 BRIEF: Final = ("method", "value", "luck", "control", "verdict")
 COLUMNS: Final = (
@@ -42,8 +42,8 @@ COLUMNS: Final = (
     "chance",
     "beside the best",
     "cases",
-    "seconds a run",
-    "passes a run",
+    "seconds",
+    "passes",
 )
 _NORMAL_99: Final = 2.3263  # of one side
 _NORMAL_95: Final = 1.96
@@ -285,17 +285,22 @@ def _table(testbed: str, score: str, found: Sequence[Standing], columns: tuple[s
             "luck": round(one.limit, 3),
             "control": "no answer" if one.control is None else round(one.control, 3),
             "verdict": one.verdict,
-            "95 %": f"± {(high - low) / 2:.3f}" if math.isfinite(low) else "one case",
+            "95 %": f"± {(high - low) / 2:.3f}" if math.isfinite(low) else "–",
             "chance": round(one.chance, 3),
             "beside the best": one.beside,
             "cases": one.cases,
-            "seconds a run": round(one.seconds, 2),
-            "passes a run": one.passes,
+            "seconds": round(one.seconds, 2),
+            "passes": one.passes,
         }
         rows.append(tuple(cells[column] for column in columns))
     counts = sorted({one.cases for one in found})
     cases = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return Table(f"{testbed}: {score}", columns, tuple(rows), caption=f"mean over {cases} cases")
+    return Table(
+        f"{testbed}: {score}",
+        columns,
+        tuple(rows),
+        caption="one case" if cases == "1" else f"mean over {cases} cases",
+    )
 
 
 def _standing(method: str, testbed: str, score: str, group: Sequence[Grade], beside: str) -> Standing:
@@ -336,8 +341,8 @@ def _beside(group: Sequence[Grade], best: Sequence[Grade]) -> str:
     if all(abs(gap) < 1e-9 for gap in gaps):
         return "the same"
     if low <= 0.0 <= high:
-        return f"{_mean(gaps):+.2f}, not told apart"
-    return f"{_mean(gaps):+.2f}" + ("" if math.isfinite(low) else ", one case")
+        return f"{_mean(gaps):+.2f} ≈"
+    return f"{_mean(gaps):+.2f}"
 
 
 def _gain(group: Sequence[Grade]) -> tuple[float, float]:
