@@ -23,6 +23,7 @@ from microtome.dictionaries.matching_pursuit import pursued
 from microtome.dictionaries.preparation import prepare
 from microtome.dictionaries.recipe import Recipe
 from microtome.dictionaries.trainer import train
+from microtome.evaluation.dictionary_nulls import random_directions
 
 SITE = Site.module("values")
 
@@ -169,6 +170,16 @@ def test_it_learns_goes_on_and_is_kept(tmp_path: Path) -> None:
     for left, right in zip(whole, train(values, short, folder=tmp_path / "kept", keep_every=2), strict=True):
         assert torch.equal(left.dictionary.decoder, right.dictionary.decoder)
         assert torch.equal(left.dictionary.decoder_bias, right.dictionary.decoder_bias)
+
+
+def test_random_directions_beside_it_are_pursued_too() -> None:
+    x = planted(200, 3)
+    found = dictionary(functional.normalize(drawn(40, 12, seed=5), dim=-1), 4)
+    null = random_directions(found, x, x, 4.0, seed=0)
+    assert isinstance(null.activation, MatchingPursuit)
+    simple = random_directions(replace(found, activation=TopK(4)), x, x, 4.0, seed=0)
+    errors = [(one.reconstruct(x) - x).square().sum() for one in (null, simple)]
+    assert float(errors[0]) < float(errors[1])
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

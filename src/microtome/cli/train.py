@@ -34,7 +34,10 @@ def train(
     k: Annotated[str, typer.Option("--k", help="Units on in a row; several as 8,16,32.")] = "",
     activation: Annotated[
         str,
-        typer.Option("--activation", help="topk, batch_topk, jumprelu, relu, gated; several with commas."),
+        typer.Option(
+            "--activation",
+            help="topk, batch_topk, jumprelu, relu, gated, matching_pursuit; several with commas.",
+        ),
     ] = "",
     seeds: Annotated[str, typer.Option("--seeds", help="Of first directions; several as 0,1,2.")] = "",
     steps: Annotated[int | None, typer.Option("--steps", help="Batches to train on.", min=1)] = None,

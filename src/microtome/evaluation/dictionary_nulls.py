@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from microtome.bases.basis import Basis
-from microtome.dictionaries.activations import TopK
+from microtome.dictionaries.activations import MatchingPursuit, TopK
 from microtome.dictionaries.dictionary import Dictionary
 
 
@@ -46,7 +46,8 @@ def random_directions(
 ) -> Dictionary:
     """A frozen dictionary as wide as the basis, with `on` units on in a row, rounded; one scale is fitted.
 
-    A basis that reads one thing and writes another gets random directions for both.
+    A basis that reads one thing and writes another gets random directions for both. Where a basis pursues its units
+    one after the other, so does the null, whose scale needs no fit then.
     """
     source = torch.Generator().manual_seed(seed)
     width = basis.n_units
@@ -54,20 +55,24 @@ def random_directions(
     writing = functional.normalize(torch.randn(width, target.shape[1], generator=source), dim=-1)
     if basis.in_place:
         writing = reading
+    k = min(width, max(1, round(on)))
+    pursues = isinstance(basis, Dictionary) and isinstance(basis.activation, MatchingPursuit)
     made = Dictionary(
         name="random",
         reads=basis.reads,
         writes=basis.writes,
         read_widths=basis.read_widths,
         write_widths=basis.write_widths,
-        activation=TopK(min(width, max(1, round(on)))),
+        activation=MatchingPursuit(k) if pursues else TopK(k),
         encoder=reading,
         encoder_bias=torch.zeros(width),
         decoder=writing,
         decoder_bias=torch.zeros(target.shape[1]),
         centre=values.mean(0),
     )
-    written = made.reconstruct(values)
     middle = target.mean(0)
+    if pursues:
+        return replace(made, decoder_bias=middle)
+    written = made.reconstruct(values)
     size = float(((target - middle) * written).sum() / written.square().sum().clamp_min(1e-30))
     return replace(made, decoder=size * writing, decoder_bias=middle)
