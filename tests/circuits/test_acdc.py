@@ -221,7 +221,7 @@ def test_a_threshold_of_zero_keeps_what_matters_and_a_huge_one_nothing() -> None
 def test_looking_ahead_changes_no_decision(threshold: float, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead = on_planted(threshold)
     monkeypatch.setattr(method, "_MOST_AHEAD", 1)
-    one_by_one = on_planted(threshold)
+    one_by_one = method.run(*planted(), method.Config(threshold=threshold))
     for name in ("outcome", "order"):
         np.testing.assert_array_equal(ahead.data[name].values, one_by_one.data[name].values)
     np.testing.assert_allclose(ahead.data["rise"].values, one_by_one.data["rise"].values, atol=1e-6)
