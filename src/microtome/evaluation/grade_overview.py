@@ -31,5 +31,6 @@ def overview(grades: Grades) -> Grid:
         testbeds,
         unit="share of scores",
         diverging=False,
-        caption="of a method's scores on a testbed, the share that passes both luck and the control",
+        caption="of a method's scores on a testbed, the share that passes both luck and the control; hatched: not "
+        "graded, or too few to tell",
     )

@@ -33,7 +33,7 @@ from microtome.models.components import components
 from microtome.models.model import Model
 from microtome.testbeds.case import Case, Truth
 
-QUICK = 1.0  # seconds of a run
+QUICK = 0.7  # seconds of a run
 KINDS = {
     "nodes": ("circuit",),
     "edges": ("circuit",),

@@ -32,7 +32,7 @@ FALL: Final = 0.02
 LEGEND: Final = (
     "Luck: what 99 of 100 guesses do not reach. Control: the score of the same method on the network with random "
     "weights, against the same key; no answer: the method refused it or found nothing there. 95 %: of the mean over "
-    "cases and seeds; – of a single one. Beside the best (of the methods with most cases): the mean difference on the "
+    "cases and seeds; – of a single one. Vs best (of the methods with most cases): the mean difference on the "
     "cases both have; ≈ where its 95 % interval holds zero. Seconds and passes: of a run."
 )
 BRIEF: Final = ("method", "value", "luck", "control", "verdict")
@@ -40,7 +40,7 @@ COLUMNS: Final = (
     *BRIEF,
     "95 %",
     "chance",
-    "beside the best",
+    "vs best",
     "cases",
     "seconds",
     "passes",
@@ -287,7 +287,7 @@ def _table(testbed: str, score: str, found: Sequence[Standing], columns: tuple[s
             "verdict": one.verdict,
             "95 %": f"± {(high - low) / 2:.3f}" if math.isfinite(low) else "–",
             "chance": round(one.chance, 3),
-            "beside the best": one.beside,
+            "vs best": one.beside,
             "cases": one.cases,
             "seconds": round(one.seconds, 2),
             "passes": one.passes,
