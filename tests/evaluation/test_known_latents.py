@@ -26,6 +26,16 @@ def test_a_unit_that_knows_is_found_with_its_sign_and_threshold() -> None:
     assert found.split.tolist() == [1]
 
 
+def test_any_cut_between_two_values_may_be_the_best() -> None:
+    """Where the 60 largest of a unit's values are true, a cut at a round share of the rows (1, 2, 5 per cent) would score 0.8 at most."""
+    value = random(ROWS, seed=6)
+    latent = (value > value.sort(descending=True).values[60]).float()
+    for codes in (value, -value, value.clamp_min(0.5) - 0.5, value * 1e4 - 1000.0):
+        found = known_latents(codes[:, None], {"it": latent})
+        assert float(found.best_unit) > 0.93  # a cut may fall a value beside the one of the other half
+    assert float(known_latents(torch.ones(ROWS, 1), {"it": latent}).best_unit) < 0.1
+
+
 def test_units_that_know_nothing_score_no_better_than_always_true() -> None:
     found = known_latents(random(ROWS, 20, seed=1), {"it": LATENT})
     share = float(LATENT.mean())
