@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from tests.circuits.planted import pairs_of, planted, random_pairs
 from tests.models import families
 
 from microtome.circuits import edge_pruning as method
+from microtome.circuits.edge_graph import EdgeGraph
+from microtome.circuits.edge_pairs import EdgePairs
 from microtome.core.answers import EdgeScores, FoundCircuit
 from microtome.core.errors import InputError
 from microtome.core.result import Result
@@ -35,6 +38,31 @@ def test_it_finds_a_programs_edges_and_no_other(program: str) -> None:
     )
 
 
+@pytest.mark.truth
+@pytest.mark.training
+@pytest.mark.parametrize("seed", [0, 1])
+def test_under_zero_what_it_keeps_suffices_and_none_of_it_can_be_spared(seed: int) -> None:
+    """Of the seven edges of `reverse` that are needed beside all others, six are enough: the seventh feeds a query
+    whose head, cut off from what reads it, says nothing wrong. Noise of one seed shuts every gate on the way."""
+    case = testbed.build("reverse")
+    assert case.pairs is not None
+    graph = EdgeGraph.of(case.model, split_positions=True)
+    pairs = EdgePairs(case.model, graph, case.pairs, "logit-difference", "zero", rows=len(case.pairs))
+    ((batch, ablation),) = pairs.batches()
+    effects, _ = batch.effects([graph.place(ends) for ends in graph.edges()], ablation)
+    needed = {
+        ends for ends, moved in zip(graph.edges(), effects.abs().amax(dim=1) > 1e-2, strict=True) if moved
+    }
+    config = method.Config(kind="zero", split_positions=True, checked=0, seed=seed)
+    found = method.run(case.model, case.pairs, config)
+    kept = {edge.ends for edge in found.circuit().edges}
+    assert needed - kept == {("embed", "z.0.h0", "q")}
+    assert kept < needed
+    assert found.data.attrs["left"] <= config.most < min(edge.weight for edge in found.circuit().edges)
+    right = batch.score((graph.allowed & ~graph.mask(kept)).float(), ablation)
+    torch.testing.assert_close(right, batch.score(torch.zeros(graph.allowed.shape), ablation))
+
+
 def test_a_node_grain_finds_the_planted_heads_and_tells_its_error(tmp_path: object) -> None:
     model, pairs = planted()
     config = method.Config(grain="nodes", steps=15, rate=0.6, checked=6, most=0.05)
@@ -42,7 +70,9 @@ def test_a_node_grain_finds_the_planted_heads_and_tells_its_error(tmp_path: obje
     assert set(found.circuit().nodes) == {"z.0.h1", "z.1.h2"}
     (row,) = found.errors().rows
     assert row[0] == f"6 of {len(found.graph)}"
-    assert all(np.isnan(row[3:5])), "a chance is not an effect: it is compared by rank alone"
+    assert all(isinstance(cell, float) and np.isnan(cell) for cell in row[3:5]), (
+        "a chance is not an effect: it is compared by rank alone"
+    )
     assert Result.load(found.save(str(tmp_path) + "/r")) == found
     short = method.Config(steps=2, checked=2, grain="nodes", most=1e9)
     assert method.run(model, pairs, short) == method.run(model, pairs, short)

@@ -6,11 +6,13 @@
    where the share falls short, in which `λ` climb the gradient that the gates descend. A target that cannot be reached
    keeps pushing on whatever is not needed.
 3. The circuit is the fewest edges, in the order of their gates, that hold the divergence under a bound, found by
-   bisection on exact runs. Each edge's weight is by how much cutting it as well raises the divergence, exactly.
+   bisection on exact runs, less those that can be spared. Each edge's weight is by how much cutting it as well raises
+   the divergence, exactly.
 
 Reference: Bhaskar, Wettig, Friedman, Chen (2024), Finding Transformer Circuits with Edge Pruning; the Lagrangian of
 Wang, Wohlwend, Lei (2020). Misleads where edges back each other up: which of them keeps its gate is chance, so compare
-seeds; and the gates fit the pairs at hand.
+seeds; and the gates fit the pairs at hand. What is enough by itself can lack an edge that is needed beside all others:
+one that only keeps another from saying something wrong.
 """
 
 from jaxtyping import Float
@@ -35,7 +37,7 @@ card = Card(
     steps=(
         "Give every edge a gate; what it shuts out carries the other side's value.",
         "Learn the gates by gradient: low divergence from the uncut runs, at a sparsity that rises to a target.",
-        "Keep the fewest edges, in the order of their gates, that hold the divergence under a bound.",
+        "Keep the fewest edges, in the order of their gates, that hold the divergence under a bound; drop the spare.",
     ),
     reference="Bhaskar, Wettig, Friedman and Chen 2024, Finding Transformer Circuits with Edge Pruning",
     misleads="Of edges that back each other up some keep their gates by chance: compare seeds.",

@@ -5,7 +5,7 @@
    and takes the gradient by every amount cut from one pass back (`EdgeRun.gradient`).
 3. The gates follow the losses and a price on being open, by Adam.
 4. In the order of their chances to be open, as many are kept as the loss needs: the least number that holds it under a
-   bound, found by bisection on exact runs.
+   bound, found by bisection on exact runs. Of these goes what can be spared, so that none is left without need.
 
 Reference: Cao, Sanh, Rush (2021), Low-Complexity Probing via Finding Subnetworks; Bhaskar et al. (2024), Finding
 Transformer Circuits with Edge Pruning; Louizos et al. (2018) for the gates.
@@ -162,3 +162,34 @@ class Mask:
             return kept
 
         return first(bisect_left(range(len(order)), True, key=lambda n: self.loss(aims, first(n)) <= most))
+
+    def trimmed(
+        self, aims: Sequence[Aim], kept: Bool[Tensor, " gate"], most: float
+    ) -> tuple[Bool[Tensor, " gate"], int]:
+        """Of these gates, so many that the loss holds at `most` with them and without none of them; and the passes.
+
+        Blocks of gates, least likely to be open first, are shut where the loss holds without them, else halved. Anew
+        until nothing more goes, for what is needed beside others may be spared without them.
+        """
+        chance, passes = self.gates.chance().detach(), 0
+
+        def without(kept: Tensor, block: Tensor) -> Tensor:
+            nonlocal passes
+            fewer = kept.clone()
+            fewer[block] = False
+            passes += len(aims)
+            if self.loss(aims, fewer) <= most:
+                return fewer
+            if len(block) == 1:
+                return kept
+            for half in block.tensor_split(2):
+                kept = without(kept, half)
+            return kept
+
+        while bool(kept.any()):
+            places = kept.nonzero()[:, 0]
+            fewer = without(kept, places[torch.sort(chance[places], stable=True).indices])
+            if torch.equal(fewer, kept):
+                break
+            kept = fewer
+        return kept, passes

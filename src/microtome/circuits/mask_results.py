@@ -166,7 +166,8 @@ def learned(
         require_gap(empty, model, config.kind)
         mask.learn(aims, price(len(mask.gates.location)), config.steps, config.rate, config.seed)
         recorder.add(passes=config.steps * len(aims))
-        kept = mask.least(aims, config.most)
+        kept, passes = mask.trimmed(aims, mask.least(aims, config.most), config.most)
+        recorder.add(passes=passes)
         found = (mask.cut(kept.float()) == 0) & graph.allowed
         if config.grain == "edges" and config.kind == "resample" and _apart(model):
             found = graph.connected(found)

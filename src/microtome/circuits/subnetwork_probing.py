@@ -4,7 +4,8 @@
 2. The gates descend the divergence from the uncut runs plus `price` for each gate expected to be open. So a part stays
    where leaving it out would cost more than its price, in nats.
 3. The circuit is the fewest, in the order of their gates, that hold the divergence under a bound, found by bisection on
-   exact runs. Each weighs by how much shutting it as well raises the divergence, exactly.
+   exact runs, less those that can be spared. Each weighs by how much shutting it as well raises the divergence,
+   exactly.
 
 Reference: Cao, Sanh, Rush (2021), Low-Complexity Probing via Finding Subnetworks; as a method for circuits, Conmy et
 al. (2023). Misleads where parts back each other up: which of them stays is chance; and the gates fit the pairs at hand.
