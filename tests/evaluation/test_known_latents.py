@@ -27,7 +27,7 @@ def test_a_unit_that_knows_is_found_with_its_sign_and_threshold() -> None:
 
 
 def test_any_cut_between_two_values_may_be_the_best() -> None:
-    """Where the 60 largest of a unit's values are true, a cut at a round share of the rows (1, 2, 5 per cent) would score 0.8 at most."""
+    """The 60 largest of a unit's values are true: of a list of shares (1, 2, 5 per cent) none would do."""
     value = random(ROWS, seed=6)
     latent = (value > value.sort(descending=True).values[60]).float()
     for codes in (value, -value, value.clamp_min(0.5) - 0.5, value * 1e4 - 1000.0):

@@ -12,13 +12,11 @@ new one at every moment, whenever the program is killed. Strings stand in `resul
 
 import hashlib
 import json
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, Final, Self
 
 import numpy as np
@@ -35,6 +33,7 @@ from microtome.core.cost import Cost
 from microtome.core.errors import InputError, PluginError, StoreError
 from microtome.core.provenance import Provenance
 from microtome.core.shapes import Shape
+from microtome.core.whole_file import replace_file
 
 _FORMAT: Final = "microtome.result"
 _VERSION: Final = 1
@@ -145,9 +144,9 @@ class Result(ABC):
         content = safetensors.numpy.save({str(name): array for name, array in numbers.items()})
         digest = hashlib.sha256(content).hexdigest()
         arrays = f"arrays-{digest[:16]}.safetensors"
-        _replace(folder / arrays, content)
+        replace_file(folder / arrays, content)
         text = json.dumps(self._record() | {"arrays": arrays, "sha256": digest}, indent=1)
-        _replace(folder / "result.json", text.encode())
+        replace_file(folder / "result.json", text.encode())
         for stale in folder.iterdir():
             if stale.name != arrays and (_ARRAYS.fullmatch(stale.name) or stale.name.endswith(".partial")):
                 stale.unlink(missing_ok=True)
@@ -278,19 +277,6 @@ def _same_arrays(one: xr.Dataset, other: xr.Dataset) -> bool:
 def _contiguous(values: NDArray[Any]) -> NDArray[Any]:
     # Not `ascontiguousarray`, which gives a single number a dimension.
     return np.asarray(values, order="C")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write whole or not at all: into a file beside it, to the disk, then renamed."""
-    with NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", suffix=".partial", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from microtome.core.errors import InputError, StoreError
 from microtome.core.tensor_file import Appended, mapped
+from microtome.core.whole_file import replace_file
 from microtome.data.tokens import token_text
 
 TOKENS: Final = "tokens.safetensors"
@@ -160,10 +161,8 @@ def write_strings(folder: str | Path, tokenizer: Any, vocabulary: int) -> None:
     known = min(vocabulary, len(tokenizer))
     strings = [token_text(tokenizer, token) for token in range(known)] + [""] * (vocabulary - known)
     path = Path(folder) / STRINGS
-    partial = path.with_name(f"{STRINGS}.partial")
     try:
-        partial.write_text(json.dumps(strings), encoding="utf-8")
-        partial.replace(path)
+        replace_file(path, json.dumps(strings).encode())
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written ({error.strerror}); make room, or give another folder"

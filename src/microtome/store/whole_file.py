@@ -1,16 +1,11 @@
-"""How is a file written so that a kill, a full disk or a power cut leaves the old one or the new one, never a part?
+"""How does a store write a file, whole or not at all? As `core.whole_file` does, folders made and errors told."""
 
-1. Write beside it, under a name that no reader opens, and bring the bytes to the disk.
-2. Rename over the old file, in one step, and bring the new name to the disk.
-"""
-
-import os
 import re
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Final
 
 from microtome.core.errors import StoreError
+from microtome.core.whole_file import replace_file
 
 PARTIAL: Final = re.compile(
     r".+\.[a-z0-9_]{8}\.partial"
@@ -24,31 +19,9 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(
-            dir=path.parent, prefix=f"{path.name}.", suffix=".partial", delete=False
-        ) as file:
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-        _settle(path.parent)
+        replace_file(path, content)
     except OSError as error:
         raise StoreError(
             f"{path} cannot be written ({error.strerror or error}); nothing that was there has changed. "
             "Make room or give a folder that can be written, then start again"
         ) from error
-
-
-def _settle(folder: Path) -> None:
-    """Bring a folder's list of names to the disk, where the system knows how."""
-    if os.name != "posix":
-        return
-    listing = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(listing)
-    finally:
-        os.close(listing)
