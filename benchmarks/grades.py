@@ -6,12 +6,15 @@ kernels (`ATEN_CPU_CAPABILITY=default`), tells how far grades move with the last
 more closely than that. All of it takes hours on one thread.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from microtome.core import plugins
 from microtome.core.shapes import Table
+from microtome.evaluation import grader
 from microtome.evaluation.grades import Grades
 from microtome.store.whole_file import write_whole
 
@@ -29,12 +32,16 @@ def main(
     newer: Annotated[list[Path] | None, typer.Option(help="Grades to take in.")] = None,
     elsewhere: Annotated[list[Path] | None, typer.Option(help="The same grades, taken elsewhere.")] = None,
 ) -> None:
-    """Take grades in and write the page."""
+    """Take grades in, leave out those with settings that are graded no longer, and write the page."""
     grades = Grades.load(RESULTS / "grades.json")
     for path in newer or ():
         grades = grades.with_newer(Grades.load(path))
     for path in elsewhere or ():
         grades = grades.elsewhere(Grades.load(path))
+    variants = {
+        name for method in plugins.names("methods") for name, _ in grader.variants(plugins.method(method))
+    }
+    grades = replace(grades, grades=tuple(one for one in grades.grades if one.method in variants))
     grades.save(RESULTS / "grades.json")
     told = ["# Methods against answer keys\n", f"`microtome grade`, seed 0 of each case. {grades.told()}\n"]
     for held_out, heading in ((False, "Scores"), (True, "Held-out scores")):
