@@ -33,6 +33,14 @@ def test_names_import_nothing(offer: Callable[..., None]) -> None:
         plugins.method("explosive")
 
 
+def test_what_is_installed_after_a_first_look_is_found(offer: Callable[..., None]) -> None:
+    offer("methods", weight_norms="weight_norms")
+    before = plugins.names("methods")
+    offer("methods", package="later", another="weight_norms")
+    assert set(plugins.names("methods")) == {*before, "another"}
+    assert plugins.entry("methods", "another").value == "weight_norms"
+
+
 @pytest.mark.parametrize(
     ("source", "missing"),
     [
