@@ -241,7 +241,7 @@ def test_damage_and_strangers_are_refused(store: UnitStore, tmp_path: Path) -> N
     for change, message in (
         ({"n_units": 5}, "does not belong to its manifest"),
         ({"version": 2}, "has format version 2"),
-        ({"format": "x"}, "is not a manifest of units"),
+        ({"format": "x"}, "is not the manifest of units"),
         ({"seen": -1}, "is damaged"),
         ({"shards": None}, "is damaged"),
         ({"surprise": 1}, "is damaged"),

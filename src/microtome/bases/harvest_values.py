@@ -26,6 +26,7 @@ from torch import Tensor
 from microtome.bases.harvest import Harvest, Pass
 from microtome.core.errors import InputError, StoreError
 from microtome.core.site import Site, as_site
+from microtome.store.headed_json import HeadedJson
 from microtome.store.lock import lock
 from microtome.store.manifest import differences
 from microtome.store.whole_file import write_whole
@@ -34,8 +35,8 @@ MANIFEST: Final = "harvest.json"
 SHARD_BYTES: Final = 1 << 26
 Progress = Callable[[int, int], None]
 """Called with passes done and passes in all."""
-_FORMAT: Final = "microtome.harvest"
-_VERSION: Final = 1
+_PARTS = {"identity": dict, "shards": list, "passes": int, "done": int, "shard_bytes": int}
+_FILE: Final = HeadedJson(MANIFEST, "microtome.harvest", 1, "a harvest", _PARTS)
 
 
 def harvest_values(
@@ -60,20 +61,18 @@ def harvest_values(
             left.unlink()
         identity = json.loads(json.dumps(harvest.identity()))
         if (folder / MANIFEST).exists():
-            told = _read(folder)
+            told = _FILE.read(folder)
             if found := differences(told["identity"], identity):
                 raise StoreError(f"{folder} holds another harvest: {'; '.join(found)}. Give another folder")
         else:
             told = {
-                "format": _FORMAT,
-                "version": _VERSION,
                 "identity": identity,
                 "passes": harvest.n_passes,
                 "shard_bytes": shard_bytes,
                 "done": 0,
                 "shards": [],
             }
-            _write(folder, told)
+            _FILE.write(folder, told)
         gathered: list[Pass] = []
         for one in harvest.passes(told["done"]):
             gathered.append(one)
@@ -92,7 +91,7 @@ def _write_shard(folder: Path, told: dict[str, Any], passes: list[Pass]) -> None
     write_whole(folder / _shard(len(told["shards"])), content)
     told["shards"].append(len(columns["token"]))
     told["done"] = passes[-1].number + 1
-    _write(folder, told)
+    _FILE.write(folder, told)
 
 
 def _bytes(passes: list[Pass]) -> int:
@@ -114,7 +113,7 @@ class HarvestFolder:
         Raises `StoreError` for a folder that is not a finished harvest, and for one of another model.
         """
         folder = Path(folder)
-        told = _read(folder)
+        told = _FILE.read(folder)
         shards = tuple(told["shards"])
         if told["done"] < told["passes"]:
             raise StoreError(
@@ -174,31 +173,3 @@ class HarvestFolder:
 
 def _shard(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
-
-
-def _write(folder: Path, told: dict[str, Any]) -> None:
-    write_whole(folder / MANIFEST, json.dumps(told, indent=1).encode())
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        told = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise StoreError(
-            f"{folder} holds no harvest (no {MANIFEST}); give a folder that a harvest made"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{path} is damaged ({error}); restore it from a copy, or harvest into another folder"
-        ) from error
-    if not isinstance(told, dict) or told.get("format") != _FORMAT:
-        raise StoreError(f"{path} is not the manifest of a harvest; give another folder")
-    if told.get("version") != _VERSION:
-        raise StoreError(f"{path} has format version {told.get('version')}, this microtome reads {_VERSION}")
-    parts = {"identity": dict, "shards": list, "passes": int, "done": int, "shard_bytes": int}
-    if any(not isinstance(told.get(part), kind) for part, kind in parts.items()):
-        raise StoreError(
-            f"{path} is damaged (a part is missing); restore it from a copy, or harvest into another folder"
-        )
-    return told

@@ -11,7 +11,6 @@ An entry is a unit that is not zero at a token; tokens are numbers in the corpus
 While entries are sorted an entry is one number of 64 bits: value (largest first), token, gradient.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microtome.core.errors import InputError, StoreError
+from microtome.store.headed_json import HeadedJson
 from microtome.store.manifest import differences
-from microtome.store.whole_file import write_whole
 
 MANIFEST: Final = "units.json"
 BY_UNIT: Final = "by_unit.safetensors"
 BY_TOKEN: Final = "by_token.safetensors"
 MOST_TOKENS: Final = 1 << 32
-_FORMAT: Final = "microtome.units"
-_VERSION: Final = 1
+_FILE: Final = HeadedJson(MANIFEST, "microtome.units", 1, "units", {"identity": dict, "shards": list})
 _LARGEST: Final = 65504.0  # of float16
 
 
@@ -53,27 +51,12 @@ class UnitsManifest:
     sealed: dict[str, str] | None = None
 
     def write(self, folder: Path) -> None:
-        told = {"format": _FORMAT, "version": _VERSION, **vars(self)}
-        write_whole(folder / MANIFEST, json.dumps(told, indent=1).encode())
+        _FILE.write(folder, vars(self))
 
     @classmethod
     def read(cls, folder: Path) -> "UnitsManifest":
         """Raises `StoreError` for a folder without units, a damaged manifest, and a later format."""
-        path = folder / MANIFEST
-        try:
-            told = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise StoreError(
-                f"{folder} holds no units (no {MANIFEST}); give a folder that a harvest made"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path} is damaged ({error}); restore it from a copy") from error
-        if not isinstance(told, dict) or told.pop("format", None) != _FORMAT:
-            raise StoreError(f"{path} is not a manifest of units; give another folder")
-        if (version := told.pop("version", None)) != _VERSION:
-            raise StoreError(
-                f"{path} has format version {version}, this microtome reads {_VERSION}; update microtome"
-            )
+        told = _FILE.read(folder)
         try:
             found = cls(**told | {"shards": tuple(told["shards"])})
             numbers = (found.n_units, found.n_tokens, found.batches, found.seen, *found.shards)
@@ -82,7 +65,7 @@ class UnitsManifest:
             if not isinstance(found.identity, dict) or not isinstance(found.corpus, str):
                 raise TypeError("identity and corpus must be an object and a path")
         except (KeyError, TypeError) as error:
-            raise StoreError(f"{path} is damaged ({error}); restore it from a copy") from error
+            raise StoreError(f"{folder / MANIFEST} is damaged ({error}); restore it from a copy") from error
         return found
 
     def refuse_other(self, folder: Path, identity: Mapping[str, Any]) -> None:
