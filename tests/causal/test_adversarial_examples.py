@@ -15,7 +15,7 @@ from microtome.data.causal_model import TOKENS, UNASKED, Values, Variable
 from microtome.data.hypothesis import Hypothesis, Location
 from microtome.models.random_twin import random_twin
 
-QUICK = method.Config(tries=40, rounds=4)
+QUICK = method.Config(tries=32, rounds=2)
 
 
 def test_the_true_hypothesis_yields_none_and_five_wrong_ones_yield_some() -> None:
