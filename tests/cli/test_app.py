@@ -1,13 +1,16 @@
 """The command line as a whole: help, version, how errors are told."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from typer.testing import Result
 
 import microtome
+from microtome import cli
 from microtome.cli.app import COMMANDS
 
 
@@ -55,3 +58,16 @@ def test_installed_as_a_command() -> None:
     assert done.returncode == 2
     assert "no_such_method" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("wanted", [None, "ACTIVE"])
+def test_waiting_threads_sleep_unless_told_otherwise(
+    wanted: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", wanted or "")
+    if not wanted:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(sys, "argv", ["microtome", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert os.environ["OMP_WAIT_POLICY"] == (wanted or "PASSIVE")
