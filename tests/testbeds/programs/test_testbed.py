@@ -66,3 +66,14 @@ def test_the_control_does_not_do_the_task() -> None:
     said = case.control.module(case.tokens).logits[:, 1:].argmax(dim=-1)
     assert (said == case.truth.labels["output"][:, 1:]).all(dim=1).float().mean() < 0.1
     assert not torch.equal(case.control.module.embed.weight, case.model.module.embed.weight)
+
+
+def test_a_variable_has_no_values_that_it_never_takes() -> None:
+    """A token is counted with itself, so that no count is 0; and no direction is told that nothing ever stands on."""
+    case = testbed.build("histogram")
+    variables = {one.name: one for one in case.truth.variables}
+    assert variables["count"].values == (1, 2, 3, 4, 5)
+    assert variables["tokens"].values == ("a", "b", "c")
+    for one in variables.values():
+        there = case.model.run(case.tokens, [one.site])[one.site].flatten(0, 1) @ one.directions.T
+        assert bool((there.amax(0) - there.amin(0) > 0.1).all())

@@ -13,18 +13,17 @@ from typing import Annotated, Final
 
 import torch
 import typer
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from microtome.core.errors import InputError
 from microtome.models.load import load
-from microtome.models.transformer import Transformer
 from microtome.testbeds import kept
 from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
 from microtome.testbeds.programs.compiler import Compiled
 from microtome.testbeds.programs.compression import compressed, learned, occupied
 from microtome.testbeds.programs.library import Program, program
-from microtome.testbeds.programs.testbed import served
+from microtome.testbeds.programs.testbed import changing, served, shown
 
 card = TestbedCard(
     name="compressed_programs",
@@ -45,7 +44,6 @@ LEARNED: Final = {  # by how many dimensions less than the streams fill
     "length": 2,
     "fraction_of_previous": 2,
 }
-_SAME: Final = 1e-3  # sharp attention leaves this much of what it does not look at
 WEIGHTS: Final = Path(__file__).parent / "weights"
 
 
@@ -78,7 +76,7 @@ def build(case: str, seed: int = 0) -> Case:
         one,
         compiled,
         compressed(wide, matrix).requires_grad_(False),
-        truth(compiled, matrix, way, changing(wide, tokens)),
+        truth(compiled, matrix, way, changing(load(wide), tokens)),
         seed,
         (Evidence("directions for each dimension", len(matrix) / matrix.shape[1], least=1.05),),
     )
@@ -97,23 +95,11 @@ def truth(
     return replace(
         wide,
         circuit=wide.circuit if way == "turned" else None,
-        variables=tuple(replace(one, directions=one.directions @ matrix) for one in wide.variables),
+        variables=tuple(
+            replace(one, directions=one.directions @ matrix) for one in shown(wide.variables, changes)
+        ),
         features={site: matrix[there] for site, there in changes.items()},
     )
-
-
-@torch.no_grad()
-def changing(wide: Transformer, tokens: Int[Tensor, "row column"]) -> dict[str, Bool[Tensor, " d_model"]]:
-    """At every stream, the directions along which these inputs or their places differ: no others can be seen there."""
-    model = load(wide)
-    sites = [site for site in model.sites() if site.part in ("resid_pre", "resid_mid", "resid_post")]
-    sites = [site for site in sites if site.part != "resid_pre" or site.layer == 0]
-    run = model.run(tokens, sites)
-    found = {}
-    for site in sites:
-        values = run[site].flatten(0, 1)
-        found[str(site)] = values.amax(0) - values.amin(0) > _SAME
-    return found
 
 
 def _inputs(one: Program) -> list[tuple[object, ...]]:

@@ -6,18 +6,19 @@ every working part important is wrong. Pairs differ in one token that changes th
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from microtome.data.pairs import Pairs
 from microtome.models.load import load
+from microtome.models.model import Model
 from microtome.models.transformer import Transformer
-from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth
+from microtome.testbeds.case import Case, Evidence, TestbedCard, Truth, Variable
 from microtome.testbeds.edge_ablation import unshown
 from microtome.testbeds.programs.causal_model import hypothesis
 from microtome.testbeds.programs.compiler import Compiled
@@ -34,6 +35,7 @@ card = TestbedCard(
 )
 
 PAIRS: Final = 24
+_SAME: Final = 1e-3  # sharp attention leaves less of what it does not look at
 
 
 def cases() -> tuple[str, ...]:
@@ -46,7 +48,39 @@ def build(case: str, seed: int = 0) -> Case:
     one = program(case)
     compiled = one.compile(decoys())
     found = served(f"programs/{case}", one, compiled, compiled.transformer(), compiled.truth(), seed)
-    return replace(found, hypothesis=hypothesis(compiled, one.expression, found.tokens))
+    seen = shown(found.truth.variables, changing(found.model, found.tokens))
+    return replace(
+        found,
+        truth=replace(found.truth, variables=seen),
+        hypothesis=hypothesis(compiled, one.expression, found.tokens),
+    )
+
+
+@torch.no_grad()
+def changing(wide: Model, tokens: Int[Tensor, "row column"]) -> dict[str, Bool[Tensor, " d_model"]]:
+    """At every stream, the directions along which these inputs or their places differ: no others can be seen there."""
+    sites = [site for site in wide.sites() if site.part in ("resid_pre", "resid_mid", "resid_post")]
+    sites = [site for site in sites if site.part != "resid_pre" or site.layer == 0]
+    run = wide.run(tokens, sites)
+    found = {}
+    for site in sites:
+        values = run[site].flatten(0, 1)
+        found[str(site)] = values.amax(0) - values.amin(0) > _SAME
+    return found
+
+
+def shown(
+    variables: Sequence[Variable], changes: Mapping[str, Bool[Tensor, " d_model"]]
+) -> tuple[Variable, ...]:
+    """Variables of the wide network without the values that they never have: these stand nowhere to be found."""
+    found = []
+    for one in variables:
+        if one.values:
+            seen = (one.directions.bool() & changes[str(one.site)]).any(1)
+            values = tuple(value for value, there in zip(one.values, seen.tolist(), strict=True) if there)
+            one = replace(one, directions=one.directions[seen], values=values)
+        found.append(one)
+    return tuple(found)
 
 
 def served(
