@@ -20,7 +20,7 @@ from microtome.models.model import Model
 from models import families
 
 # One of each kind: LayerNorm, RMSNorm, one plus the gain, parallel with one norm and with two, norms behind.
-NAMES = ("gpt2", "llama", "gemma2", "gptj", "gpt_neox", "opt")
+NAMES = ("gpt2", "llama", "gemma2", "olmo2", "gptj", "gpt_neox", "opt")
 FOLDED = 1e-5  # float32, a few roundings of sums of 32 numbers
 
 
@@ -56,6 +56,7 @@ def test_folding_is_exact_and_freezing_is_not(name: str) -> None:
     assert abs(found["live"] - found["frozen"].sel(held=ALL)).max() > 0.01 * abs(found["live"]).max()
     assert found["norm"].values[-1] == "final_norm_scale"
     assert found.sizes["node"] == 0
+    assert found.sizes["norm"] == model.n_layers * {"gemma2": 4, "gptj": 1}.get(name, 2) + 1
 
 
 def test_every_number_is_what_a_pass_with_these_edits_gives(llama: tuple[Model, Pairs, Result]) -> None:

@@ -188,7 +188,9 @@ def test_an_edit_that_changes_nothing_changes_nothing(name: str) -> None:
         "pattern",
         "result",
         "attn_norm_scale",
+        "attn_out_norm_scale",
         "mlp_norm_scale",
+        "mlp_out_norm_scale",
         "final_norm_scale",
         "router",
     }

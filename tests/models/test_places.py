@@ -16,6 +16,7 @@ from microtome.core.edits import Add, Edit, Function, Project, Scale, Set, Swap,
 from microtome.core.errors import SiteError
 from microtome.core.site import Site
 from microtome.models.load import load
+from microtome.models.stream_parts import behind
 
 Change = Callable[[Tensor], Tensor]
 
@@ -216,6 +217,16 @@ def test_norm_scales_freeze_and_stretch_the_norm(name: str) -> None:
         assert close(halved[scale], 2 * plain[scale])
         frozen = [Set(scale, value=plain[scale]), Scale("embed", factor=1.0)]
         assert close(model.run(given_inputs, edit=frozen).logits, model.run(given_inputs).logits)
+    for part, which in (("attn_out", "attn"), ("mlp_out", "mlp")):
+        norm = behind(model.anatomy, 1, which) if model.has(f"{part}_norm_scale.1") else None
+        assert (norm is not None) == (name.startswith(("gemma2", "gemma3", "olmo2")))
+        if norm is None:
+            continue
+        scale = f"{part}_norm_scale.1"
+        plain = model.run(given_inputs, read=[scale, f"{part}.1"])
+        halved = model.run(given_inputs, read=[scale, f"{part}.1"], edit=[Scale(scale, factor=2.0)])
+        assert close(halved[f"{part}.1"] - norm.bias, (plain[f"{part}.1"] - norm.bias) / 2)
+        assert close(halved[scale], 2 * plain[scale])
     if model.has("final_norm_scale"):
         plain = model.run(given_inputs, read=["final_norm_scale"], logits=True)
         moved = model.run(given_inputs, edit=[Scale("final_norm_scale", factor=3.0)]).logits

@@ -15,8 +15,9 @@ divisor. The first is exact but for rounding. The second says that nothing acts 
 
 Kobayashi et al. (2021), Incorporating Residual and Normalization Layers into Analysis of Masked Language Models.
 Misleads: the error belongs to the step. Frozen divisors are worst for large changes, and not exact for small ones
-either, since a change along the stream is always taken back by the divisor. Norms behind attention or MLP (as in Gemma
-2) have no divisor that is a site; they stay as they are.
+either, since a change along the stream is always taken back by the divisor. Norms between a part and the stream (Gemma
+2, OLMo 2) are held like the others, and not folded: what they read is no site. Norms that stand in the stream itself
+(BERT) leave nothing additive, and are refused.
 """
 
 from collections.abc import Sequence
@@ -66,8 +67,8 @@ card = Card(
         "Models"
     ),
     misleads=(
-        "The error belongs to the size of the change: a large one moves divisors more. Norms behind attention or MLP "
-        "are not frozen."
+        "The error belongs to the size of the change and to these prompts: what moves a part further moves divisors "
+        "further."
     ),
     needs="tokens",
     causal="intervention",
@@ -90,8 +91,9 @@ class Result(result.Result):
     """`live [row, part]`: change of the metric when a part is weakened; `frozen [row, part, held]`: the same with one
     norm's divisor held, or all of them; `through [row, part, node]`: change by the divisor alone, as a node.
     `scale_change [part, norm]`: mean |new / old − 1| of the divisor. `fold_error [norm]`: largest difference between a
-    folded norm and the module's, over its largest value. Attribute `folded`: largest change of the metric with all
-    norms folded. Without `each`, only all norms together are held, and there are no nodes."""
+    folded norm and the module's, over its largest value; NaN between a part and the stream. Attribute `folded`: largest
+    change of the metric with all norms folded. Without `each`, only all norms together are held, and there are no
+    nodes."""
 
     def missed(self) -> xr.DataArray:
         """What freezing misses: mean |live − frozen| over mean |live|, `[part, held]`."""
@@ -230,22 +232,24 @@ def run(model: Model, data: Observed, config: Config | None = None) -> Result:
 
 def _norms(model: Model) -> list[Site]:
     """The divisors that are sites, in the order in which a pass meets them."""
-    names = ("attn_norm_scale", "mlp_norm_scale")
+    names = ("attn_norm_scale", "attn_out_norm_scale", "mlp_norm_scale", "mlp_out_norm_scale")
     every = [Site(name, layer) for layer in range(model.n_layers) for name in names]
     found = [site for site in (*every, Site("final_norm_scale")) if model.has(site)]
     if not found:
-        raise FamilyError(f"{model.name} has no norm before attention, MLP or unembedding, so none is frozen")
+        raise FamilyError(f"{model.name} has no norm beside its stream, so none is frozen")
     return found
 
 
-def _ends(model: Model, norm: Site) -> tuple[Site, Site | None]:
-    """The stream that a norm reads, and where what it makes is read; the input of the unembedding is no site."""
+def _ends(model: Model, norm: Site) -> tuple[Site | None, Site | None]:
+    """The stream that a norm reads, and where what it makes is read; None where that is no site."""
     if norm.layer is None:
         return Site("resid_post", model.n_layers - 1), None
     if norm.part == "attn_norm_scale":
         return Site("resid_pre", norm.layer), Site("attn_in", norm.layer)
-    between = Site("resid_mid", norm.layer)
-    return between if model.has(between) else Site("resid_pre", norm.layer), Site("mlp_in", norm.layer)
+    if norm.part == "mlp_norm_scale":
+        between = Site("resid_mid", norm.layer)
+        return between if model.has(between) else Site("resid_pre", norm.layer), Site("mlp_in", norm.layer)
+    return None, None
 
 
 def _folded(model: Model, norms: Sequence[Site], plain: Run) -> tuple[list[float], list[Edit]]:
@@ -253,9 +257,12 @@ def _folded(model: Model, norms: Sequence[Site], plain: Run) -> tuple[list[float
     errors: list[float] = []
     edits: list[Edit] = []
     for site in norms:
+        stream, reader = _ends(model, site)
+        if stream is None:
+            errors.append(float("nan"))
+            continue
         module = model.anatomy.role(site.part.removesuffix("_scale"), site.layer)
         norm = read_norm(module, model.sizes["d_model"], model.device)
-        stream, reader = _ends(model, site)
         made = norm.push(plain[stream], plain[site].float()) + norm.bias
         real = norm(plain[stream]) if reader is None else plain[reader].float()
         errors.append(float((made - real).abs().max() / real.abs().max().clamp_min(1e-30)))

@@ -52,6 +52,9 @@ PARTS: Final[dict[str, Part]] = {
     "pattern": Part(_ATTEND, True, "attention probabilities"),
     "z": Part(_HEADED, True, "values mixed by the pattern, per head"),
     "result": Part(("batch", "position", "head", "d_model"), True, "what each head writes (no bias)"),
+    "attn_out_norm_scale": Part(
+        ("batch", "position", "one"), True, "divisor of the norm between attention and stream"
+    ),
     "attn_out": Part(_STREAM, True, "what the attention adds to the stream"),
     "resid_mid": Part(_STREAM, True, "residual stream between attention and MLP"),
     "mlp_norm_scale": Part(("batch", "position", "one"), True, "divisor of the norm before the MLP"),
@@ -59,6 +62,9 @@ PARTS: Final[dict[str, Part]] = {
     "mlp_pre": Part(_NEURON, True, "neurons before the activation (the gate, where there is one)"),
     "mlp_post": Part(_NEURON, True, "neurons after the activation (times the gate's partner)"),
     "router": Part(("batch", "position", "expert"), True, "routing logits of a mixture of experts"),
+    "mlp_out_norm_scale": Part(
+        ("batch", "position", "one"), True, "divisor of the norm between MLP and stream"
+    ),
     "mlp_out": Part(_STREAM, True, "what the MLP adds to the stream"),
     "resid_post": Part(_STREAM, True, "residual stream leaving the block"),
     "final_norm_scale": Part(

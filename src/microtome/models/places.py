@@ -259,6 +259,8 @@ def place(anatomy: Anatomy, site: Site) -> Place:
             role = site.part.removesuffix("_scale")
             module = anatomy.need(role, site)
             return NormScale(module, "out", eps=anatomy.norm_eps, centred=anatomy.is_centred(role, layer))
+        case "attn_out_norm_scale" | "mlp_out_norm_scale":
+            return _norm_behind(anatomy, site)
         case "mlp_in":
             return Stream(anatomy.need("mlp" if family.mlp else "mlp_up", site), "in")
         case "mlp_pre" if family.gate_up:
@@ -274,6 +276,15 @@ def place(anatomy: Anatomy, site: Site) -> Place:
         case "logits":
             return Place(anatomy.module, "out")
     raise SiteError(f"{site} is not the input or output of a module")
+
+
+def _norm_behind(anatomy: Anatomy, site: Site) -> NormScale:
+    which = site.part.partition("_")[0]
+    adder = anatomy.need(f"{which}_adds", site)
+    if adder is anatomy.role("o" if which == "attn" else "mlp_down", site.layer):
+        raise SiteError(f"{site.whole}: in the {anatomy.family.name} family no norm stands there")
+    centred = anatomy.is_centred(f"{which}_adds", site.layer)
+    return NormScale(adder, "out", eps=anatomy.norm_eps, centred=centred)
 
 
 def _mlp_writer(anatomy: Anatomy) -> str:
