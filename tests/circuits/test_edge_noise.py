@@ -15,7 +15,7 @@ from microtome.circuits.edge_pairs import EdgePairs
 from microtome.circuits.edge_run import EdgeRun
 from microtome.data import metrics
 
-FEW = ("gpt2", "gptj", "llama", "gemma2")
+FEW = ("gpt2", "gptj", "gemma2")
 
 
 def setting(name: str) -> EdgeRun:

@@ -23,7 +23,7 @@ from microtome.data import metrics
 from microtome.models.model import Model
 from microtome.models.random_twin import random_twin
 
-FEW = ("gpt2", "gptj", "llama", "gemma2")
+FEW = ("gptj", "llama", "gemma2")
 COLUMNS = families.COLUMNS
 # Of six tokens the last but one is carried to the end: read as a value there, written one further, sent on from there.
 PATH = {
@@ -66,10 +66,9 @@ def test_an_edge_cut_at_all_positions_is_cut(name: str) -> None:
     graph, batch, corrupt = setting(model)
     plain, whole, _ = setting(model, None)
     ablation = batch.ablation("resample", corrupt)
-    for share in (0.2, 0.8):
-        cut = drawn(plain, share).float()
-        found = batch.score(cut.expand(COLUMNS, -1, -1), ablation)
-        torch.testing.assert_close(found, whole.score(cut, ablation), rtol=0, atol=1e-5)
+    cut = drawn(plain, 0.5).float()
+    found = batch.score(cut.expand(COLUMNS, -1, -1), ablation)
+    torch.testing.assert_close(found, whole.score(cut, ablation), rtol=0, atol=1e-5)
     every, none = graph.allowed.float(), torch.zeros(graph.allowed.shape)
     for cut, tokens in ((every, corrupt), (none, batch.tokens)):
         expected = model.run(tokens, metric=batch.metric).metric
@@ -91,9 +90,8 @@ def test_single_edges_by_sweep_are_those_of_whole_passes(name: str) -> None:
         torch.testing.assert_close(effect, batch.score(cut, ablation) - base, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_the_gradient_is_what_a_small_cut_does(name: str) -> None:
-    graph, batch, corrupt = setting(families.model(name))
+def test_the_gradient_is_what_a_small_cut_does() -> None:
+    graph, batch, corrupt = setting(families.model("gpt2"))
     ablation = batch.ablation("resample", corrupt)
     start = 0.5 * drawn(graph, 0.5).float()
     direction = drawn(graph, 0.5, seed=1).float()
@@ -105,7 +103,7 @@ def test_the_gradient_is_what_a_small_cut_does(name: str) -> None:
     assert float((gradient * direction).sum()) == pytest.approx(expected, abs=1e-2 * scale)
 
 
-@pytest.mark.parametrize("integrate", ["no", "activations", "layers", "edges"])
+@pytest.mark.parametrize("integrate", ["no", "layers", "edges"])
 def test_a_planted_circuit_shows_only_where_it_works(integrate: str) -> None:
     model, pairs = planted()
     config = method.Config(per_position=True, integrate=integrate, checked=0, steps=1)
@@ -140,8 +138,7 @@ def test_a_circuit_kept_at_its_positions_is_the_behaviour() -> None:
     assert wrong == pytest.approx(empty, abs=0.1 * (whole - empty))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama"])
-@pytest.mark.parametrize("share", [0.02, 0.1])
+@pytest.mark.parametrize(("name", "share"), [("gptj", 0.02), ("llama", 0.1)])
 def test_paths_are_those_of_the_graph_written_out(name: str, share: float) -> None:
     graph = EdgeGraph.of(families.model(name), positions=3)
     kept = drawn(graph, share, seed=5)

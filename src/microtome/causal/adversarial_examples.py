@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor
 
 from microtome.causal.adversarial_search import SCRUBBED, Search, Trials, Tried, told
-from microtome.causal.interchange import counting, places, said_by_itself
+from microtome.causal.interchange import places, said_by_itself
 from microtome.causal.interchange_interventions import text
 from microtome.core import config as base
 from microtome.core import result
@@ -246,7 +246,7 @@ def _flips(
     total, columns = len(data.tokens), list(places(data))
     base = torch.randperm(total, generator=source)[:count]
     others = torch.randperm(total, generator=source)[:_NEAR]
-    values = data.values[name][:, counting(data, name)]
+    values = data.values[name][:, search.counting[name]]
     due, asked = data.answers[:, columns], data.asked[:, columns]
     another = (due[base][:, None] != due[others][None]).any(-1)
     another &= (asked[base][:, None] == asked[others][None]).all(-1)

@@ -101,7 +101,7 @@ class Search:
             given = {name: data.values[name][other[mine]] for name in names}
             due[mine] = data.model.run(data.tokens[base[mine]], given)[data.model.answer]
             here, there = (
-                torch.cat([data.values[name][rows[mine]][:, self._counting[name]] for name in names], dim=1)
+                torch.cat([data.values[name][rows[mine]][:, self.counting[name]] for name in names], dim=1)
                 for rows in (base, other)
             )
             same[mine] = (here == there).all(dim=1) & (
@@ -246,7 +246,8 @@ class Search:
         return check_fit(self.model, self.hypothesis)
 
     @cached_property
-    def _counting(self) -> dict[str, Tensor]:
+    def counting(self) -> dict[str, Bool[Tensor, " column"]]:
+        """At which places each variable's value changes an answer."""
         return {name: counting(self.hypothesis, name) for name in self.hypothesis.model.inner}
 
     @cached_property
