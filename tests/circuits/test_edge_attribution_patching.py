@@ -1,21 +1,28 @@
 """Estimates of edges against cutting them: identities, a planted path, errors told, and what is refused."""
 
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 from tests.circuits.planted import pairs_of, planted, random_pairs
 from tests.models import families
 
 import microtome
 from microtome.circuits import edge_attribution_patching as method
+from microtome.circuits.edge_cut import AblationKind
 from microtome.circuits.edge_graph import EdgeGraph
 from microtome.circuits.edge_pairs import Direction, EdgePairs
 from microtome.core.answers import EdgeScores, NodeScores
 from microtome.core.errors import FamilyError, InputError
 from microtome.core.result import Result
+from microtome.evaluation.marks import auroc
 from microtome.models.random_twin import random_twin
+from microtome.testbeds.case import Case
+from microtome.testbeds.programs import testbed as programs
 
 PATH = [("embed", "z.0.h1", "v"), ("z.0.h1", "z.1.h2", "v"), ("z.1.h2", "logits", "logits")]
 
@@ -177,3 +184,72 @@ def test_what_cannot_be_attributed_is_refused() -> None:
     path_only = microtome.load(families.make("gpt2"), family=None)
     with pytest.raises(InputError, match="module paths"):
         method.run(path_only, pairs)
+
+
+@cache
+def needed(program: str, kind: AblationKind) -> tuple[Case, dict[tuple[str, str, str], bool]]:
+    """Every edge of a program's network, and whether cutting it alone moves an answer."""
+    case = programs.build(program)
+    assert case.pairs is not None
+    graph = EdgeGraph.of(case.model, split_positions=True)
+    pairs = EdgePairs(case.model, graph, case.pairs, "logit-difference", kind, rows=len(case.pairs))
+    ((batch, ablation),) = pairs.batches()
+    effects, _ = batch.effects([graph.place(edge) for edge in graph.edges()], ablation)
+    whole = batch.score(torch.zeros(graph.allowed.shape), ablation).abs().max()
+    moved = (effects.abs() > 1e-3 * whole).any(dim=1).tolist()
+    return case, dict(zip(graph.edges(), moved, strict=True))
+
+
+def recovered(program: str, kind: AblationKind, twin: bool = False, **way: Any) -> float:
+    """The chance that a needed edge is ranked above another."""
+    case, truth = needed(program, kind)
+    assert case.pairs is not None
+    model = random_twin(case.model, how="drawn") if twin else case.model
+    config = method.Config(split_positions=True, checked=0, kind=kind, rows=len(case.pairs), **way)
+    scores = method.run(model, case.pairs, config).scores()
+    sizes = np.abs([scores[edge] for edge in truth])
+    return auroc(rankdata(sizes.round(9)), np.array(list(truth.values())))
+
+
+MASKS: dict[str, Any] = {"integrate": "edges", "steps": 41, "rounds": 10}
+
+
+@pytest.mark.truth
+@pytest.mark.training
+@pytest.mark.parametrize("kind", ["resample", "zero"])
+@pytest.mark.parametrize("program", ["reverse", "fraction_of_previous", "histogram", "sort", "dyck_1"])
+def test_along_masks_the_edges_that_a_program_needs_stand_above_the_others(
+    program: str, kind: AblationKind
+) -> None:
+    along = recovered(program, kind, **MASKS)
+    assert along >= 0.95
+    assert recovered(program, kind, twin=True, **MASKS) < along
+    if program in ("histogram", "sort", "dyck_1"):  # steps that are saturated on both sides
+        assert recovered(program, kind) < 0.7
+
+
+@pytest.mark.truth
+def test_one_gradient_fails_on_saturated_steps_and_points_at_the_jump_do_not() -> None:
+    assert recovered("histogram", "resample") < 0.7
+    along = recovered("histogram", "resample", integrate="edges", steps=21)
+    assert along >= 0.95
+    assert recovered("histogram", "resample", twin=True, integrate="edges", steps=21) < along
+
+
+def test_rounds_end_when_cutting_what_is_left_changes_nothing() -> None:
+    model, pairs = planted()
+    once, twice, often = (
+        method.run(model, pairs, method.Config(integrate="edges", rounds=rounds, checked=0))
+        for rounds in (1, 2, 9)
+    )
+    scores = once.scores()
+    kept = {edge: scores[edge] for edge in PATH}
+    assert {edge: often.scores()[edge] for edge in PATH} == kept, "what is set aside keeps its estimate"
+    assert often.scores() == twice.scores()
+    assert often.cost.passes == twice.cost.passes > once.cost.passes
+    graph = once.graph
+    ((batch, ablation),) = EdgePairs(model, graph, pairs, "logit-difference").batches()
+    rest = batch.score((graph.allowed & ~graph.mask(PATH)).float(), ablation)
+    whole = batch.score(torch.zeros(graph.allowed.shape), ablation)
+    left = sum(score for edge, score in often.scores().items() if edge not in PATH)
+    assert left == pytest.approx(float((rest - whole).mean()), abs=1e-2 * abs(kept[PATH[0]]))

@@ -11,7 +11,8 @@
    of cutting everything. Points go where the metric jumps (`adaptive_quadrature`). `ends`: the mean of the gradients at
    both sides.
    `rounds`, of `edges`: what breaks first takes all the credit, for nothing matters behind it. So leave whole what took
-   at least a tenth of the most, and go the way again with the rest, until cutting all of it changes nothing.
+   at least a tenth of the most, and go the way again with the rest, until cutting all of it changes nothing; an
+   edge's largest estimate counts.
 3. On request edges are told apart by the position of what reads: the sum over positions then is taken apart.
 4. A random sample of edges is really cut, one at a time, and the error told beside the estimates.
 
@@ -180,13 +181,14 @@ def _places(batch: EdgeRun) -> list[tuple[Site, list[int]]]:
 
 
 def _along_edges(batch: EdgeRun, ablation: Ablation, steps: int, recorder: Recorder, rounds: int) -> Scores:
-    """Of each round the estimates add up to the effect of cutting all edges that are not yet set aside."""
+    """In a round the estimates add up to the effect of cutting all edges that are not yet set aside; of an edge's
+    rounds, the one counts that sees most of it."""
     left, first = batch.graph.allowed.clone(), 0.0
     found = torch.zeros(left.shape)
     for _ in range(rounds):
         mean = mean_gradient(partial(_cut_point, batch, ablation, left.float()), steps)
         recorder.add(passes=mean.points)
-        found = torch.where(left, mean.gradient, found)
+        found = torch.where(left & (mean.gradient.abs() > found.abs()), mean.gradient, found)
         first = first or mean.moved
         if mean.moved <= _STILL * first:
             break
