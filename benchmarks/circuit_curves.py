@@ -45,7 +45,7 @@ def main() -> None:
 
     def plain() -> None:
         loss = run.metric(module(data.clean, use_cache=False).logits[:, -1:].gather(2, chosen)).sum()
-        torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad][:1])
+        torch.autograd.grad(loss, [module.transformer.wpe.weight])
 
     spent: dict[str, list[float]] = {"plain": [], "ends": [], "ten": []}
     knockout = EdgeKnockout(batches)

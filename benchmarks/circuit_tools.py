@@ -2,8 +2,9 @@
 
 Run by an interpreter that has the tools, not this package: a virtual environment with
 
-    pip install torch transformer-lens==2.16.1 ordered-set blobfile plotly attrs matplotlib
+    pip install torch transformer-lens==2.16.1 ordered-set blobfile plotly attrs matplotlib wandb
 
+(measured with torch 2.13.0 and transformers 5.23.0, later ones of TransformerLens lack names that the tools import)
 and, in its site-packages, the folders `auto_circuit` of UFO-101/auto-circuit (98db58c), `eap` of hannamw/EAP-IG
 (795f560) and `acdc` of ArthurConmy/Automatic-Circuit-Discovery (bc99ace). They run unchanged, but for what would need a
 graphics card, a tokenizer or a drawing: tensors asked for on `cuda` are made here, EAP-IG gets tokens in place of
