@@ -21,7 +21,11 @@ from microtome.core.site import Site
 
 @dataclass(frozen=True, order=True)
 class Edge:
-    """From one node to another. kind: through what it acts, such as `q`, `k`, `v`, `mlp`, `logits`; may be empty."""
+    """From one node to another.
+
+    kind: through what it acts, such as `q`, `k`, `v`, `mlp`, `logits`; may be empty. `v@4`: at the target's position 4
+    alone.
+    """
 
     source: str
     target: str
