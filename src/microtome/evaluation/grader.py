@@ -94,9 +94,13 @@ def plan(
 
 def quick(runs: Sequence[Run], before: Grades, seconds: float = QUICK, cases: int = 1) -> tuple[Run, ...]:
     """Of these runs, for each method and testbed the first `cases` where it passed luck before, in no more than
-    `seconds`, and where what came out does not hang on the last bits of sums (`Grade.moved`)."""
+    `seconds`, with all its settings, and where what came out does not hang on the last bits of sums (`Grade.moved`)."""
+    told: dict[tuple[str, str], set[str]] = {}
+    for name, case, _ in before.done:
+        told.setdefault((name.partition(" ")[0], case), set()).add(name)
     unfit = {_row(g) for g in before.grades if g.seconds > seconds or g.moved > FALL}
-    fit = {_row(g) for g in before.grades if g.value > g.limit} - unfit
+    passed = {_row(g) for g in before.grades if g.value > g.limit} - unfit
+    fit = {row for row in passed if {name for name, _ in variants(plugins.method(row[0]))} <= told[row]}
     taken: Counter[tuple[str, str]] = Counter()
     found = []
     for run in runs:
