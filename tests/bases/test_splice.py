@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import microtome
 from microtome.bases import unit_edits
 from microtome.bases.linear import LinearBasis
+from microtome.bases.neurons import Neurons
 from microtome.bases.splice import splice
 from microtome.core import edits
 from microtome.core.edits import Scale, Set
@@ -63,6 +64,22 @@ def bases_of(model: Model) -> list[RandomUnits]:
         random_units(model, ["mlp_in.1"], ["mlp_out.1"]),
         random_units(model, ["resid_pre.0", "mlp_in.1"], ["mlp_out.1", "mlp_out.2"]),
     ]
+
+
+def test_a_function_that_writes_into_the_codes_does_what_one_that_returns_others_does() -> None:
+    def inside(codes: Tensor) -> Tensor:
+        codes[..., 0] = 3.0
+        return codes
+
+    def anew(codes: Tensor) -> Tensor:
+        return inside(codes.clone())
+
+    model = families.model("gpt2")
+    width = model.run(families.ids(), read=["mlp_post.1"])["mlp_post.1"].shape[-1]
+    for basis in (Neurons("mlp_post.1", width), random_units(model, ["mlp_post.1"], ["mlp_post.1"])):
+        written = logits(model, splice(basis, change=inside))
+        assert torch.equal(written, logits(model, splice(basis, change=anew)))
+        assert not near(written, logits(model, []))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

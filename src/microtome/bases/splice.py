@@ -74,7 +74,8 @@ class Splice(Edit):
         codes = basis.encode(rows)
         changed = codes
         for change in self.changes:
-            changed = change(changed)
+            # A function may write into what it is given; the codes, which may be the model's own values, stay.
+            changed = change(changed if isinstance(change, UnitEdit) else changed.clone())
             if changed.shape != codes.shape:
                 raise EditError(
                     f"{self!r}: the change returned codes of shape {list(changed.shape)}, given {list(codes.shape)}; "
