@@ -55,8 +55,8 @@ def _looks(measured: Measured) -> str:
         best = max(measured.attends, key=lambda label: measured.attends[label])
         return f"{where}its attention is spread, most of it ({measured.attends[best]:.2f}) to {_spoken(best)}"
     return (
-        f"{where}it attends to {_spoken(target)} ({measured.attends[target]:.2f} of its attention; an even spread would give "
-        f"{measured.even[target]:.2f})"
+        f"{where}it attends to {_spoken(target)} ({measured.attends[target]:.2f} of its attention; an even spread "
+        f"would give {measured.even[target]:.2f})"
     )
 
 
