@@ -60,14 +60,15 @@ def test_installed_as_a_command() -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("wanted", [None, "ACTIVE"])
-def test_waiting_threads_sleep_unless_told_otherwise(
-    wanted: str | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("told", "spins"), [({}, "30000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)])
+def test_waiting_threads_sleep_soon_unless_told_otherwise(
+    told: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", wanted or "")
-    if not wanted:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, told.get(name, ""))
+        if name not in told:
+            monkeypatch.delenv(name)
     monkeypatch.setattr(sys, "argv", ["microtome", "--version"])
     with pytest.raises(SystemExit):
         cli.main()
-    assert os.environ["OMP_WAIT_POLICY"] == (wanted or "PASSIVE")
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
