@@ -84,7 +84,7 @@ class Config(base.Config):
     rate: float = Field(0.02, gt=0, description="Learning rate at the beginning; it falls to nothing.")
     batch: int = Field(64, ge=1, description="Exchanges in a step.")
     price: float = Field(0.01, ge=0, description="Nats that a direction costs where their number is learned.")
-    pairs: int = Field(256, ge=2, description="Exchanges to learn from; a quarter as many are measured.")
+    pairs: int = Field(1024, ge=2, description="Exchanges to learn from; a quarter as many are measured.")
     held_out: float = Field(0.4, gt=0, lt=1, description="Share of the rows that nothing is learned from.")
     twin: How = Field("drawn", description="How the control's weights are made: drawn or shuffled.")
     seed: int = Field(0, description="Seed of the rows, the starts and the control.")
