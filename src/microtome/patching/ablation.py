@@ -119,15 +119,7 @@ class Result(result.Result):
             f"mean over {n} prompts; 1 = as bad as the corrupt prompt; {int(beyond.sum())} of {beyond.size} effects "
             f"are off-distribution (beyond the {LIMIT:.0f}th percentile)",
         )
-        far = components.grid(
-            "ablation, off-distribution",
-            names,
-            data["percentile"].max("where").values,
-            kinds,
-            "percentile",
-            "the larger of two percentiles among held-out natural values: at the component, and of the final stream",
-            diverging=False,
-        )
+        far = components.off_distribution("ablation", names, data["percentile"], kinds)
         drawn: list[Shape] = [effects]
         if "everything_else" in data:
             drawn.append(self._everything_else(kinds))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
+import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
@@ -99,4 +100,26 @@ def grid(
         panels=tuple(panels),
         diverging=diverging,
         caption=caption,
+    )
+
+
+def off_distribution(
+    title: str,
+    names: Sequence[str],
+    percentile: xr.DataArray,
+    panels: Sequence[str],
+    place: str = "component",
+) -> Grid:
+    """How far from natural the values are that an intervention at a place leads to.
+
+    percentile `[where, panel, component]`.
+    """
+    return grid(
+        f"{title}, off-distribution",
+        names,
+        percentile.max("where").values,
+        panels,
+        "percentile",
+        f"the larger of two percentiles among held-out natural values: at the {place}, and of the final stream",
+        diverging=False,
     )

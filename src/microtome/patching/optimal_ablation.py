@@ -118,15 +118,7 @@ class Result(result.Result):
         lost = components.grid(
             "optimal ablation", names, data["importance"].values, kinds, unit, f"mean over {told}"
         )
-        far = components.grid(
-            "optimal ablation, off-distribution",
-            names,
-            data["percentile"].max("where").values,
-            kinds,
-            "percentile",
-            "the larger of two percentiles among held-out natural values: at the component, and of the final stream",
-            diverging=False,
-        )
+        far = components.off_distribution("optimal ablation", names, data["percentile"], kinds)
         return (lost, self._table(told), protocol.table(data), far)
 
     def _table(self, told: str) -> Table:

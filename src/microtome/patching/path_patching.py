@@ -121,14 +121,12 @@ class Result(result.Result):
             f"{self.config['direction']}; mean over {data.sizes['row']} prompts; 1 = all of the difference between the "
             f"two runs; {beyond} of {edges} edges are off-distribution; blank: no such edge",
         )
-        far = components.grid(
-            "path patching, off-distribution",
+        far = components.off_distribution(
+            "path patching",
             senders,
-            data["percentile"].max("where").values,
+            data["percentile"],
             [f"to {receiver}" for receiver in receivers],
-            "percentile",
-            "the larger of two percentiles among held-out natural values: at the receiver, and of the final stream",
-            diverging=False,
+            "receiver",
         )
         return (effects, self._largest(receivers, senders), protocol.table(data), far)
 
