@@ -49,13 +49,17 @@ def test_the_planted_path_is_minimal_sufficient_and_necessary() -> None:
     assert low <= found.share("kept") <= high
 
 
-def test_a_compiled_program_stands_the_tests_and_what_is_added_is_needless() -> None:
+def test_a_compiled_program_stands_the_tests_and_wrong_circuits_fall() -> None:
     case = programs.build("reverse")
     true = shown(case)
     found = examined(case, true)
     assert all(found.passed(name) for name in circuit_tests.TESTS)
     assert found.share("kept") == pytest.approx(1, abs=1e-4)
     assert found.share("left") == pytest.approx(0, abs=1e-4)
+    # Without the edge that brings the answer, nothing is left of it.
+    broken = examined(case, tuple(edge for edge in true if edge[1] != "logits"))
+    assert not broken.passed("sufficiency")
+    assert not broken.passed("partial necessity") or broken.share("kept") < 0.1
     # With edges of a decoy, what is added is called needless; and nothing else is.
     extra = tuple(edge for edge in EdgeGraph.of(case.model, True).edges() if edge not in true)[:4]
     inflated = examined(case, (*true, *extra))
