@@ -66,13 +66,19 @@ def test_nothing_is_lost_with_every_gate_open() -> None:
         assert mask.loss(aims, ~every) > 1e-4
 
 
-def test_the_fewest_that_hold_are_found_and_the_global_random_state_stays() -> None:
+def planted_path() -> tuple[Mask, list[Aim], torch.Tensor]:
+    """Gates on the edges of the planted network, what they are to keep, and which of them are on the planted path."""
     model, pairs = planted()
     graph = EdgeGraph.of(model)
     aims = faithful(EdgePairs(model, graph, pairs, "kl"), Recorder())
     mask = Mask.of(graph, "edges", 0.0)
     path = [("embed", "z.0.h1", "v"), ("z.0.h1", "z.1.h2", "v"), ("z.1.h2", "logits", "logits")]
     on = graph.mask(path)[graph.allowed]
+    return mask, aims, on
+
+
+def test_the_fewest_that_hold_are_found_and_the_global_random_state_stays() -> None:
+    mask, aims, on = planted_path()
     with torch.no_grad():
         mask.gates.location.copy_(on.float() - 1e-3 * torch.arange(len(on)))
     assert torch.equal(mask.least(aims, 0.05), on)
@@ -84,12 +90,7 @@ def test_the_fewest_that_hold_are_found_and_the_global_random_state_stays() -> N
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_can_be_spared_goes_however_badly_the_gates_are_ordered(seed: int) -> None:
-    model, pairs = planted()
-    graph = EdgeGraph.of(model)
-    aims = faithful(EdgePairs(model, graph, pairs, "kl"), Recorder())
-    mask = Mask.of(graph, "edges", 0.0)
-    path = [("embed", "z.0.h1", "v"), ("z.0.h1", "z.1.h2", "v"), ("z.1.h2", "logits", "logits")]
-    on = graph.mask(path)[graph.allowed]
+    mask, aims, on = planted_path()
     with torch.no_grad():
         drawn = torch.rand(len(on), generator=torch.Generator().manual_seed(seed))
         mask.gates.location.copy_(drawn - on.float())

@@ -257,7 +257,7 @@ class Search:
     def cannot_scrub(self) -> str:
         """Why the hypothesis cannot be scrubbed; empty where it can."""
         try:
-            self._scrub  # noqa: B018
+            _ = self._scrub
         except InputError as error:
             return str(error)
         return ""
