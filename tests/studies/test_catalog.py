@@ -11,7 +11,7 @@ import weight_norms
 
 from microtome.core import plugins
 from microtome.core.card import Card
-from microtome.core.errors import PluginError
+from microtome.core.errors import InputError, PluginError
 from microtome.core.result import Result
 from microtome.studies import catalog
 
@@ -138,6 +138,9 @@ def test_each_installed_method_keeps_the_contract(name: str) -> None:
     assert all(field.description for field in module.Config.model_fields.values()), (
         "a sentence at each setting"
     )
+    if "seed" in module.Config.model_fields:
+        with pytest.raises(InputError, match="seed: Input should be less"):
+            module.Config.read({"seed": 2**32})
     assert module.__doc__
     assert issubclass(module.Result, Result)
     assert module.Result.__eq__ is Result.__eq__, "write @dataclass(frozen=True, eq=False), or no decorator"

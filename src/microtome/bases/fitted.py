@@ -44,7 +44,7 @@ class Config(base.Config):
     held_out: float = Field(0.2, ge=0, lt=1, description="Share of the rows put aside to measure on.")
     rows: int = Field(64, ge=1, description="Prompts in a pass; fewer need less memory.")
     control: bool = Field(True, description="Whether to fit shuffled values too.")
-    seed: int = Field(0, description="Of the split, the shuffling, and whatever the fit draws.")
+    seed: base.Seed = Field(0, description="Of the split, the shuffling, and whatever the fit draws.")
 
 
 Fit = Callable[[Tensor, Site, Any], Basis]

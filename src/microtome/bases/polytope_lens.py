@@ -68,7 +68,7 @@ class Config(base.Config):
     radius: float = Field(0.1, gt=0, description="How far around, as a share of the mean distance of a pair.")
     points: int = Field(17, ge=2, description="Points on a line to begin with.")
     halvings: int = Field(6, ge=0, description="How often a stretch with a change is halved.")
-    seed: int = Field(0, description="Of pairs and directions.")
+    seed: base.Seed = Field(0, description="Of pairs and directions.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ from microtome.bases import k_means, nonnegative_factors
 from microtome.bases.basis import Basis
 from microtome.bases.rows import Rows, chunks
 from microtome.core.config import Config as BaseConfig
+from microtome.core.config import Seed
 from microtome.core.errors import InputError
 from microtome.core.site import Site, as_site
 
@@ -34,7 +35,7 @@ class Config(BaseConfig):
 
     kind: Literal["exact", "clusters", "compositional"] = Field("clusters", description="See the module.")
     units: int = Field(32, ge=1, description="Units; of exact ones, at most.")
-    seed: int = Field(0, description="Of clusters and factors.")
+    seed: Seed = Field(0, description="Of clusters and factors.")
 
 
 class Polytopes(Basis):

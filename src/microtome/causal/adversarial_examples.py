@@ -72,7 +72,7 @@ class Config(base.Config):
         description="New inputs, each token from another row's column; the causal model must know them all.",
     )
     listed: int = Field(20, ge=0, description="Counterexamples listed, at most.")
-    seed: int = Field(0, description="Seed of all that is drawn.")
+    seed: base.Seed = Field(0, description="Seed of all that is drawn.")
 
 
 @dataclass(frozen=True, eq=False)

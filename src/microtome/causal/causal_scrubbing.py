@@ -58,7 +58,7 @@ class Config(base.Config):
 
     draws: int = Field(4, ge=1, description="How often every row is scrubbed.")
     least: float = Field(0.95, gt=0, le=1, description="Share of the accuracy that must be recovered.")
-    seed: int = Field(0, description="Seed of all that is drawn.")
+    seed: base.Seed = Field(0, description="Seed of all that is drawn.")
 
 
 @dataclass(frozen=True, eq=False)

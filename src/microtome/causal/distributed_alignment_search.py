@@ -87,7 +87,7 @@ class Config(base.Config):
     pairs: int = Field(1024, ge=2, description="Exchanges to learn from; a quarter as many are measured.")
     held_out: float = Field(0.4, gt=0, lt=1, description="Share of the rows that nothing is learned from.")
     twin: How = Field("drawn", description="How the control's weights are made: drawn or shuffled.")
-    seed: int = Field(0, description="Seed of the rows, the starts and the control.")
+    seed: base.Seed = Field(0, description="Seed of the rows, the starts and the control.")
 
 
 @dataclass(frozen=True, eq=False)

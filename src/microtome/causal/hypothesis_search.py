@@ -80,7 +80,7 @@ class Config(base.Config):
         0.5, gt=0, lt=1, description="Share of the rows on which survivors are confirmed."
     )
     twin: How = Field("drawn", description="How the control's weights are made: drawn or shuffled.")
-    seed: int = Field(0, description="Seed of the rows and of the control.")
+    seed: base.Seed = Field(0, description="Seed of the rows and of the control.")
 
 
 @dataclass(frozen=True, eq=False)

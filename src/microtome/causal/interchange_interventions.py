@@ -70,7 +70,7 @@ class Config(base.Config):
     sets: int = Field(32, ge=0, description="Ways to exchange several variables that are tried, at most.")
     listed: int = Field(20, ge=0, description="Counterexamples listed, at most.")
     twin: How = Field("drawn", description="How the control's weights are made: drawn or shuffled.")
-    seed: int = Field(0, description="Seed of the rows and of the controls.")
+    seed: base.Seed = Field(0, description="Seed of the rows and of the controls.")
 
 
 @dataclass(frozen=True, eq=False)

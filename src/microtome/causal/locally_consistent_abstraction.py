@@ -70,7 +70,7 @@ class Config(base.Config):
 
     pairs: int = Field(64, ge=2, description="Base rows of each exchange.")
     twin: How = Field("drawn", description="How the control's weights are made: drawn or shuffled.")
-    seed: int = Field(0, description="Seed of the rows and of the control.")
+    seed: base.Seed = Field(0, description="Seed of the rows and of the control.")
 
 
 @dataclass(frozen=True, eq=False)

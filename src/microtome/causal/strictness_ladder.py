@@ -57,7 +57,7 @@ class Config(base.Config):
     largest: int = Field(2, ge=1, description="Most variables exchanged at once.")
     draws: int = Field(4, ge=1, description="How often every row is scrubbed.")
     twin: How = Field("drawn", description="How the control's weights are made: drawn or shuffled.")
-    seed: int = Field(0, description="Seed of all that is drawn.")
+    seed: base.Seed = Field(0, description="Seed of all that is drawn.")
 
 
 @dataclass(frozen=True, eq=False)

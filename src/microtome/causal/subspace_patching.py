@@ -67,7 +67,7 @@ class Config(base.Config):
     """How much is exchanged."""
 
     pairs: int = Field(64, ge=2, description="Base rows of each exchange.")
-    seed: int = Field(0, description="Seed of the rows and of the random directions.")
+    seed: base.Seed = Field(0, description="Seed of the rows and of the random directions.")
 
 
 @dataclass(frozen=True, eq=False)

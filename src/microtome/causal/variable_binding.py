@@ -67,7 +67,7 @@ class Config(base.Config):
     fillers: tuple[int, ...] = Field((), description="Position of each binding's filler.")
     sites: tuple[str, ...] = Field((), description="Sites to try; empty: every stream and head.")
     twin: How = Field("drawn", description="How the control's weights are made: drawn or shuffled.")
-    seed: int = Field(0, description="Seed of the other bindings, the other prompts and the control.")
+    seed: base.Seed = Field(0, description="Seed of the other bindings, the other prompts and the control.")
 
 
 @dataclass(frozen=True, eq=False)

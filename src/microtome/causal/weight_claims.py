@@ -137,7 +137,7 @@ class Config(base.Config):
     active: float = Field(0.9, gt=0, lt=1, description="Quantile of its size above which a source is active.")
     least: float = Field(0.5, description="Share of the source's whole effect that the path must have.")
     controls: int = Field(8, ge=1, description="Random other sources of the same kind, at most.")
-    seed: int = Field(0, description="Seed of the other sources.")
+    seed: base.Seed = Field(0, description="Seed of the other sources.")
 
 
 @dataclass(frozen=True, eq=False)

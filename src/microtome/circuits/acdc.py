@@ -98,7 +98,7 @@ class Config(base.Config):
         False, description="Count positions, where they are learned, as a source of their own."
     )
     rows: int = Field(16, ge=1, description="Pairs in a batch; all batches are held in memory.")
-    seed: int = Field(0, description="Seed of the random order.")
+    seed: base.Seed = Field(0, description="Seed of the random order.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,7 +80,7 @@ class Config(base.Config):
     )
     checked: int = Field(16, ge=0, description="How many random parts are patched alone; 0: none.")
     rows: int = Field(64, ge=1, description="Pairs in a batch; all batches are held in memory.")
-    seed: int = Field(0, description="Seed of the gates' noise, of the split and of the random parts.")
+    seed: base.Seed = Field(0, description="Seed of the gates' noise, of the split and of the random parts.")
 
 
 @dataclass(frozen=True)

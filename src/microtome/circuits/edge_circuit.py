@@ -67,7 +67,7 @@ class Config(base.Config):
         False, description="Count positions, where they are learned, as a source of their own."
     )
     rows: int = Field(16, ge=1, description="Pairs in a batch; fewer need less memory.")
-    seed: int = Field(0, description="Recorded; nothing here is drawn at random.")
+    seed: base.Seed = Field(0, description="Recorded; nothing here is drawn at random.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,7 +71,7 @@ class Config(base.Config):
     normalised: bool = Field(True, description="Divide by the root of the sum of squares of the layer.")
     checked: int = Field(16, ge=0, description="How many random parts are really replaced; 0: none.")
     rows: int = Field(16, ge=1, description="Pairs in a batch; fewer need less memory.")
-    seed: int = Field(0, description="Seed of the sample of parts.")
+    seed: base.Seed = Field(0, description="Seed of the sample of parts.")
 
 
 @dataclass(frozen=True, eq=False)

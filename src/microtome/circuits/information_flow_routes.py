@@ -81,7 +81,7 @@ class Config(base.Config):
     )
     checked: int = Field(32, ge=0, description="How many random edges are really cut; 0: none.")
     rows: int = Field(16, ge=1, description="Prompts in a batch; fewer need less memory.")
-    seed: int = Field(0, description="Seed of the choice of prompts and of the sample of edges.")
+    seed: base.Seed = Field(0, description="Seed of the choice of prompts and of the sample of edges.")
 
 
 @dataclass(frozen=True, eq=False)

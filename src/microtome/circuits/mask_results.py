@@ -61,7 +61,7 @@ class Config(base.Config):
     )
     checked: int = Field(32, ge=0, description="How many random edges are really cut; 0: none.")
     rows: int = Field(64, ge=1, description="Pairs in a batch; all batches are held in memory.")
-    seed: int = Field(0, description="Seed of the gates' noise and of the sample of edges.")
+    seed: base.Seed = Field(0, description="Seed of the gates' noise and of the sample of edges.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,7 +62,7 @@ class Config(base.Config):
         "resample", description="What replaces the rest: corrupt twins (resample) or their mean."
     )
     metric: str = Field(metrics.DEFAULT, description="Metric by name; it must be differentiable.")
-    seed: int = Field(0, description="Recorded; nothing here is drawn at random.")
+    seed: base.Seed = Field(0, description="Recorded; nothing here is drawn at random.")
 
 
 @dataclass(frozen=True, eq=False)

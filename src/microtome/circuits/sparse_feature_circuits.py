@@ -75,7 +75,7 @@ class Config(base.Config):
     nodes: int = Field(40, ge=1, description="Units and errors to keep.")
     steps: int = Field(5, ge=1, description="Steps of the integrated gradients at each site.")
     random_circuits: int = Field(10, ge=1, description="Random circuits of as many units of each basis.")
-    seed: int = Field(0, description="Of the random circuits.")
+    seed: base.Seed = Field(0, description="Of the random circuits.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,13 @@
 """The base of every method's configuration: frozen, unknown keys refused, a sentence at each field."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from microtome.core.errors import InputError
+
+# A CPU's generator looks at the lower 32 bits alone: larger seeds would draw what smaller ones draw.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Config(BaseModel):

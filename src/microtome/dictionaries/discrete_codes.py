@@ -65,7 +65,7 @@ class Config(base.Config):
         1, ge=0, description="How many of the last positions; 0: all of the shortest prompt."
     )
     rounds: int = Field(8, ge=1, description="Rounds in which codebooks are learnt.")
-    seed: int = Field(0, description="Of the codebooks' first words.")
+    seed: base.Seed = Field(0, description="Of the codebooks' first words.")
 
 
 @dataclass(frozen=True, eq=False)

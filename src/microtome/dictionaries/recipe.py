@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from microtome.core.config import Config
+from microtome.core.config import Config, Seed
 from microtome.dictionaries.penalties import Penalty
 
 Kind = Literal["relu", "topk", "batch_topk", "jumprelu", "gated", "matching_pursuit"]
@@ -25,7 +25,7 @@ class Recipe(Config):
 
     name: str = Field("dictionary", description="One word, from which units take their names.")
     width: int = Field(1024, ge=1, description="How many units.")
-    seed: int = Field(0, ge=0, description="Draws the first directions, and rows for resampling.")
+    seed: Seed = Field(0, description="Draws the first directions, and rows for resampling.")
 
     activation: Kind = Field("topk", description="Which units are on, given how far each is driven.")
     l0: float | None = Field(

@@ -87,7 +87,7 @@ class Config(base.Config):
     twin: bool = Field(True, description="Whether to rank by a random-weight twin, for control.")
     fraction: float = Field(0.5, gt=0, lt=1, description="Part of the pairs on which the ranking is found.")
     rows: int = Field(16, ge=1, description="Pairs in a batch; fewer need less memory.")
-    seed: int = Field(
+    seed: base.Seed = Field(
         0, description="Of the split of pairs, random orders, the twin and the sample of edges."
     )
 

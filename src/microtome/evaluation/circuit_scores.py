@@ -68,7 +68,7 @@ class Config(base.Config):
     metric: str = Field(metrics.DEFAULT, description="Metric by name.")
     kinds: tuple[Kind, ...] = Field(("resample", "mean"), min_length=1, description="What replaces the rest.")
     random_circuits: int = Field(20, ge=1, description="Random circuits of the same size, for control.")
-    seed: int = Field(0, description="Seed of the random circuits and of the bootstrap.")
+    seed: base.Seed = Field(0, description="Seed of the random circuits and of the bootstrap.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -96,7 +96,7 @@ class Config(base.Config):
     permutations: int = Field(1000, ge=1, description="Of the test of independence.")
     edges_tested: int = Field(64, ge=1, description="Edges tested for minimality; of more, a random sample.")
     rows: int = Field(16, ge=1, description="Pairs in a batch; fewer need less memory.")
-    seed: int = Field(0, description="Of everything random.")
+    seed: base.Seed = Field(0, description="Of everything random.")
 
 
 @dataclass(frozen=True, eq=False)

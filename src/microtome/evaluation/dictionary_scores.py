@@ -99,7 +99,7 @@ class Config(base.Config):
     splice: bool = Field(True, description="Whether to run the model with the dictionary spliced in.")
     nulls: bool = Field(True, description="Whether to score what has learned nothing, too.")
     rows: int = Field(16, ge=1, description="Prompts in a pass; fewer need less memory.")
-    seed: int = Field(0, description="Of random directions, shuffling, and the split of known latents.")
+    seed: base.Seed = Field(0, description="Of random directions, shuffling, and the split of known latents.")
 
 
 @dataclass(frozen=True)

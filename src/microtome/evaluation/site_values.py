@@ -35,7 +35,7 @@ class Config(config.Config):
     )
     rows: int = Field(64, ge=1, description="Prompts in a pass.")
     sample: int = Field(4096, ge=FEWEST, description="Values looked at, at most, drawn at random.")
-    seed: int = Field(0, description="Of everything drawn.")
+    seed: config.Seed = Field(0, description="Of everything drawn.")
 
 
 ResultT = TypeVar("ResultT", bound=result.Result)

@@ -100,7 +100,7 @@ class Config(base.Config):
     control: bool = Field(
         True, description="Whether to score a twin with shuffled weights too; naming needs it."
     )
-    seed: int = Field(0, description="Of the tokens and the twin.")
+    seed: base.Seed = Field(0, description="Of the tokens and the twin.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,7 +72,7 @@ class Config(base.Config):
     length: int = Field(48, ge=4, description="Tokens in such a row.")
     shortest: int = Field(8, ge=2, description="Shortest period of such a row.")
     longest: int = Field(20, ge=2, description="Longest period of such a row.")
-    seed: int = Field(0, description="Of the random tokens.")
+    seed: base.Seed = Field(0, description="Of the random tokens.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,7 +90,7 @@ class Config(base.Config):
     keep: tuple[str, ...] | None = Field(
         None, description="Also ablate at once everything but these; None: do not."
     )
-    seed: int = Field(0, description="Seed of resampling, noise and the off-distribution guard.")
+    seed: base.Seed = Field(0, description="Seed of resampling, noise and the off-distribution guard.")
 
 
 @dataclass(frozen=True, eq=False)

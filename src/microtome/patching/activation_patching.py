@@ -72,7 +72,7 @@ class Config(base.Config):
     layers: tuple[int, ...] | None = Field(None, description="Layers to patch; None: all.")
     heads: tuple[int, ...] | None = Field(None, description="Heads to patch; None: all.")
     units: tuple[int, ...] | None = Field(None, description="Neurons to patch; needed for mlp_post.")
-    seed: int = Field(0, description="Seed of the split of prompts for the off-distribution guard.")
+    seed: base.Seed = Field(0, description="Seed of the split of prompts for the off-distribution guard.")
 
 
 @dataclass(frozen=True, eq=False)

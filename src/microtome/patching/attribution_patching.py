@@ -85,7 +85,7 @@ class Config(base.Config):
     heads: tuple[int, ...] | None = Field(None, description="Heads; None: all.")
     units: tuple[int, ...] | None = Field(None, description="Neurons; needed for mlp_post.")
     checked: int = Field(32, ge=0, description="How many cells of each map are really patched; 0: none.")
-    seed: int = Field(0, description="Seed of the sample of cells and of the off-distribution guard.")
+    seed: base.Seed = Field(0, description="Seed of the sample of cells and of the off-distribution guard.")
 
 
 @dataclass(frozen=True, eq=False)

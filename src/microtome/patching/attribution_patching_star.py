@@ -77,7 +77,7 @@ class Config(base.Config):
     keys: bool = Field(True, description="Take the softmax anew for keys.")
     drop: bool = Field(True, description="Average over passes back that leave out a layer each.")
     checked: int = Field(32, ge=0, description="How many cells are really patched; 0: none.")
-    seed: int = Field(0, description="Seed of the sample of cells.")
+    seed: base.Seed = Field(0, description="Seed of the sample of cells.")
 
 
 @dataclass(frozen=True, eq=False)

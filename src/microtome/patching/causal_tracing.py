@@ -78,7 +78,7 @@ class Config(base.Config):
         "auto", description="Columns of a map: tokens, slots, all; auto: tokens if lengths agree."
     )
     layers: tuple[int, ...] | None = Field(None, description="Layers to restore; None: all.")
-    seed: int = Field(0, description="Seed of the noise and of the off-distribution guard.")
+    seed: base.Seed = Field(0, description="Seed of the noise and of the off-distribution guard.")
 
 
 @dataclass(frozen=True, eq=False)

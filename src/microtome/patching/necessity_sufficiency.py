@@ -77,7 +77,7 @@ class Config(base.Config):
         0.05, gt=0, lt=1, description="Share of the behaviour below which a group does nothing."
     )
     metric: str = Field(metrics.DEFAULT, description="Metric by name.")
-    seed: int = Field(0, description="Recorded; nothing here is drawn at random.")
+    seed: base.Seed = Field(0, description="Recorded; nothing here is drawn at random.")
 
 
 @dataclass(frozen=True, eq=False)

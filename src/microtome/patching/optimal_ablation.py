@@ -86,7 +86,7 @@ class Config(base.Config):
     components: tuple[str, ...] | None = Field(
         None, description="Components, as z.3.h1 and mlp_out.2; None: all."
     )
-    seed: int = Field(0, description="Seed of the prompts kept back, and of resampling.")
+    seed: base.Seed = Field(0, description="Seed of the prompts kept back, and of resampling.")
 
 
 @dataclass(frozen=True, eq=False)

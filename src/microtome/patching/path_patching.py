@@ -85,7 +85,7 @@ class Config(base.Config):
         "noise", description="noise (corrupt into clean) or denoise (clean into corrupt)."
     )
     metric: str = Field(metrics.DEFAULT, description="Metric by name.")
-    seed: int = Field(0, description="Seed of the off-distribution guard.")
+    seed: base.Seed = Field(0, description="Seed of the off-distribution guard.")
 
 
 @dataclass(frozen=True, eq=False)

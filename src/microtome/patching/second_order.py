@@ -66,7 +66,7 @@ class Config(base.Config):
     )
     kind: Kind = Field("resample", description="Ablated to the corrupt twin (resample), its mean, or zero.")
     metric: str = Field(metrics.DEFAULT, description="Metric by name.")
-    seed: int = Field(0, description="Recorded; nothing here is drawn at random.")
+    seed: base.Seed = Field(0, description="Recorded; nothing here is drawn at random.")
 
 
 @dataclass(frozen=True, eq=False)

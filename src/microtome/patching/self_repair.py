@@ -80,7 +80,7 @@ class Config(base.Config):
         description="Losses below this share of the behaviour are not looked at for backups.",
     )
     traced: int = Field(8, ge=0, description="How many of the strongest backups are traced to their trigger.")
-    seed: int = Field(0, description="Recorded; nothing here is drawn at random.")
+    seed: base.Seed = Field(0, description="Recorded; nothing here is drawn at random.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ class Config(base.Config):
     metric: str = Field(metrics.DEFAULT, description="Metric by name.")
     fewest: int = Field(4, ge=1, description="Behaviours with fewer prompts are left out.")
     most: int = Field(24, ge=2, description="More heads than this are refused; pairs grow with the square.")
-    seed: int = Field(0, description="Of the random sorting, the control.")
+    seed: base.Seed = Field(0, description="Of the random sorting, the control.")
 
 
 @dataclass(frozen=True, eq=False)

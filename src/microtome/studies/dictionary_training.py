@@ -61,7 +61,7 @@ class Plan(base.Config):
     keep_every: int = Field(500, ge=1, description="Steps between two times of keeping the training.")
     nulls: bool = Field(True, description="Whether to score what has learned nothing, too.")
     recipe: dict[str, Any] = Field(default_factory=dict, description="Any other field of a recipe.")
-    seed: int = Field(0, ge=0, description="Of what is held out, the order of rows, and the testbed.")
+    seed: base.Seed = Field(0, ge=0, description="Of what is held out, the order of rows, and the testbed.")
 
     @classmethod
     def of_file(cls, path: str | Path, over: dict[str, Any] | None = None) -> Self:

@@ -60,7 +60,7 @@ class Config(base.Config):
     metric: str = Field(metrics.DEFAULT, description="Metric by name.")
     target: float = Field(0.9, gt=0, le=1, description="Share of the behaviour that a circuit must keep.")
     random_circuits: int = Field(20, ge=1, description="Random circuits of the same size, for control.")
-    seed: int = Field(0, description="Of prompts and controls.")
+    seed: base.Seed = Field(0, description="Of prompts and controls.")
 
 
 @dataclass(frozen=True)

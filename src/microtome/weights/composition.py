@@ -67,7 +67,7 @@ class Config(base.Config):
         True, description="Whether the centring of a LayerNorm counts as part of what a head reads."
     )
     draws: int = Field(64, ge=2, description="Pairs of random matrices for the spread of the baseline.")
-    seed: int = Field(0, description="Of the random matrices.")
+    seed: base.Seed = Field(0, description="Of the random matrices.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,7 +73,7 @@ class Config(base.Config):
         0.5, gt=0, lt=1, description="The share that all of them must hold together; else there are none."
     )
     control: bool = Field(True, description="Whether to look at a twin with shuffled weights too.")
-    seed: int = Field(0, description="Of the twin.")
+    seed: base.Seed = Field(0, description="Of the twin.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,7 +78,7 @@ class Config(base.Config):
     facts: int = Field(10, ge=1, description="Facts to list and test.")
     neurons: int = Field(3, ge=1, description="Neurons that carry a fact: those of the largest share.")
     cases: int = Field(8, ge=1, description="Places of the held-out text at which a fact is tested, at most.")
-    seed: int = Field(0, description="Of the random neurons.")
+    seed: base.Seed = Field(0, description="Of the random neurons.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,7 +78,7 @@ class Config(base.Config):
     pairs: int = Field(10, ge=0, description="How many pairs of tokens to list for each head and circuit.")
     sample: int = Field(256, ge=1, description="Tokens on which copying is counted.")
     control: bool = Field(True, description="Whether to do the same for a twin with shuffled weights.")
-    seed: int = Field(0, description="Of the sample and the twin.")
+    seed: base.Seed = Field(0, description="Of the sample and the twin.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,7 +80,7 @@ class Config(base.Config):
     vectors: int = Field(4, ge=1, description="Vectors of each matrix.")
     tokens: int = Field(6, ge=1, description="Tokens or neurons listed at each end of a vector.")
     control: bool = Field(True, description="Whether to take the singular values of a twin too.")
-    seed: int = Field(0, description="Of the twin.")
+    seed: base.Seed = Field(0, description="Of the twin.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from microtome.core.config import Config
+from microtome.core.config import Config, Seed
 from microtome.models.transformer import Transformer, TransformerConfig
 from microtome.testbeds.stories.corpus import CONTEXT
 from microtome.testbeds.stories.grammar import BOS, PAD, VOCABULARY
@@ -26,7 +26,7 @@ from microtome.testbeds.training import seeded
 class Settings(Config):
     """Everything that the trained weights depend on."""
 
-    seed: int = Field(0, description="seeds the weights and the stories")
+    seed: Seed = Field(0, description="seeds the weights and the stories")
     width: float = Field(1.0, gt=0, description="multiplies the hidden size; 2 makes the twin")
     hidden: int = Field(96, gt=0, description="hidden size at width 1")
     layers: int = Field(4, gt=0, description="blocks")

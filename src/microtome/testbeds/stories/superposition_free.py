@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from microtome.core.config import Config
+from microtome.core.config import Config, Seed
 from microtome.models.load import load
 from microtome.models.model import Model
 from microtome.models.transformer import Transformer, TransformerConfig
@@ -49,7 +49,7 @@ HELD_OUT_DOCUMENTS = 500
 class Settings(Config):
     """Everything that the trained weights depend on."""
 
-    seed: int = Field(0, description="seeds the weights and the stories")
+    seed: Seed = Field(0, description="seeds the weights and the stories")
     steps: int = Field(1500, gt=0, description="optimizer steps")
     batch: int = Field(16, gt=0, description="documents of 128 tokens in a step")
     rate: float = Field(0.08, gt=0, description="highest learning rate of AdamW")
