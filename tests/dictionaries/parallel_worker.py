@@ -19,8 +19,9 @@ from microtome.dictionaries import files
 from microtome.dictionaries.layout import Layout
 from microtome.dictionaries.learner import Learner
 from microtome.dictionaries.multi_site import cross_layer, transcoder
-from microtome.dictionaries.parallel import DataParallel, Sharded, ShareOfRows
+from microtome.dictionaries.parallel import DataParallel, Sharded
 from microtome.dictionaries.recipe import Recipe
+from microtome.dictionaries.shared_rows import ShareOfRows
 from microtome.dictionaries.trainer import train
 
 SITE = Layout.autoencoder(Site("resid_post", 0))
@@ -32,6 +33,7 @@ CASES: dict[str, tuple[Recipe, Layout]] = {
     "free": (BASE.model_copy(update={"activation": "relu", "decoder": "free"}), SITE),
     "gated": (BASE.model_copy(update={"activation": "gated"}), SITE),
     "jumprelu": (BASE.model_copy(update={"activation": "jumprelu"}), SITE),
+    "batch": (BASE.model_copy(update={"activation": "batch_topk"}), SITE),
     "skip": (BASE, transcoder(0, skip=True)),
     "cross": (BASE.model_copy(update={"activation": "relu"}), cross_layer(2)),
 }
@@ -79,9 +81,9 @@ def refused() -> None:
     rows, sites = values(SITE)
     cannot = "several processes train"
     for learner, change, words in (
-        (DataParallel, {"activation": "batch_topk"}, cannot),
+        (DataParallel, {"activation": "matching_pursuit"}, cannot),
         (DataParallel, {"dead_units": "resample"}, cannot),
-        (Sharded, {"activation": "batch_topk"}, cannot),
+        (Sharded, {"activation": "matching_pursuit"}, cannot),
         (Sharded, {"activation": "jumprelu"}, cannot),
         (Sharded, {"width": 33}, "dealt out to 2 processes evenly"),
         (Sharded, {"prefixes": (8, 32)}, "units in one process"),

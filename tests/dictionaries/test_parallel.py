@@ -15,7 +15,8 @@ from dictionaries import parallel_worker
 from microtome.core.errors import InputError
 from microtome.dictionaries import files
 from microtome.dictionaries.learner import Learner
-from microtome.dictionaries.parallel import DataParallel, ShareOfRows
+from microtome.dictionaries.parallel import DataParallel
+from microtome.dictionaries.shared_rows import ShareOfRows
 
 CASES = [
     (way, name)

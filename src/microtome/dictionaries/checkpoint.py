@@ -91,7 +91,7 @@ class Checkpoint:
 
 
 class Interruption:
-    """Ctrl-C, kept until it suits: the first one is remembered, for `check` to raise; a second one is not held back.
+    """Ctrl-C, kept until it suits: the first one is remembered as `asked`; a second one is not held back.
 
     Only where Ctrl-C has its usual meaning and this is the main thread; elsewhere nothing is changed.
     """
@@ -115,8 +115,3 @@ class Interruption:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def check(self) -> None:
-        """Raise `KeyboardInterrupt` if it was asked for."""
-        if self.asked:
-            raise KeyboardInterrupt

@@ -206,6 +206,11 @@ class Learner:
         """Whether this process writes what is kept."""
         return True
 
+    @staticmethod
+    def agreed(asked: bool) -> bool:
+        """Whether this or another process is asked to stop."""
+        return asked
+
     def count_rows(self, values: Float[Tensor, "row d_read"]) -> int:
         """Rows of the whole batch."""
         return len(values)

@@ -1,22 +1,23 @@
 """How do several processes train one dictionary? They share the rows of each batch, or the units of the dictionary.
 
-    torchrun --nproc-per-node 2 script.py
+    torchrun --nproc-per-node 2 -m microtome train … [--share units]
 
-    distributed.init_process_group("gloo")
-    train(ShareOfRows(stream), recipes, learner=DataParallel)
-    train(stream, recipes, learner=Sharded)
-    distributed.destroy_process_group()
+    with joined():  # `processes`, in a script that torchrun starts
+        train(ShareOfRows(stream), recipes, learner=DataParallel)  # `shared_rows`
+        train(stream, recipes, learner=Sharded)
 
 1. Rows shared: gradients are averaged over processes, counts of units that are on are summed, and the first rows, which
    say the footing, are put together; so every process goes the way that one would go with all rows.
 2. Units shared: every process sees all rows. Each offers the k units of its own that are driven most; the k largest of
    all offers are on, which are the k largest of all units. What they write is summed over processes.
 
-Both give what one process gives, up to the order of sums. Top-k, ReLU and gated units can be shared in both ways;
-JumpReLU and prefixes with rows shared; choices out of a whole batch, annealing and resampling cannot, and are refused.
+3. A choice out of a whole batch (batch-top-k) is made likewise, of what all processes offer.
+
+Both give what one process gives, up to the order of sums. Top-k, batch-top-k, ReLU and gated units can be shared in
+both ways; JumpReLU and prefixes with rows shared; matching pursuit, annealing and resampling cannot, and are refused.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,55 +25,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, distributed
 
-from microtome.bases.streams import Stream
 from microtome.core.errors import InputError
 from microtome.core.provenance import Provenance
-from microtome.core.site import Site
 from microtome.dictionaries.dictionary import Dictionary
 from microtome.dictionaries.drive import Drive, Entries
 from microtome.dictionaries.layout import Layout
 from microtome.dictionaries.learner import Learner
 from microtome.dictionaries.preparation import Preparation
+from microtome.dictionaries.processes import gathered, place, summed
 from microtome.dictionaries.recipe import Recipe
 from microtome.dictionaries.scene import OwnUnits, Scene, Target, squared_error
-from microtome.dictionaries.selection import Selection, top_k
-from microtome.dictionaries.variants import Outcome, Variant, variant_of
+from microtome.dictionaries.selection import Selection, above, top_k
+from microtome.dictionaries.variants import FORGET, Outcome, Variant, variant_of
 
 _SHARED = ("decoder_bias", "skip")
-
-
-class ShareOfRows:
-    """A stream's batches, of which each process takes its own consecutive rows.
-
-    Raises `InputError` where they cannot be dealt out evenly.
-    """
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._rank, self._count = _place()
-        if stream.batch_rows % self._count:
-            raise InputError(
-                f"batches of {stream.batch_rows} rows cannot be dealt out to {self._count} processes evenly"
-            )
-        self.sites: tuple[Site, ...] = stream.sites
-        self.widths, self.n_steps, self.step = stream.widths, stream.n_steps, stream.step
-        self.batch_rows = stream.batch_rows // self._count
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return self._stream.identity
-
-    def __iter__(self) -> Iterator[Float[Tensor, "row d"]]:
-        return self
-
-    def __next__(self) -> Float[Tensor, "row d"]:
-        rows = next(iter(self._stream))
-        self.step = self._stream.step
-        return rows[self._rank * self.batch_rows : (self._rank + 1) * self.batch_rows]
-
-    def seek(self, step: int) -> None:
-        self._stream.seek(step)
-        self.step = step
 
 
 class DataParallel(Learner):
@@ -86,34 +52,40 @@ class DataParallel(Learner):
         footing: tuple[Preparation, Preparation],
         first: tuple[Tensor, Tensor],
     ) -> None:
-        _check(recipe, ("topk", "relu", "gated", "jumprelu"))
+        _check(recipe, ("topk", "batch_topk", "relu", "gated", "jumprelu"))
         super().__init__(recipe, layout, widths, footing, first)
+        if recipe.activation == "batch_topk":
+            self.variant = _SharedBatchTopK(recipe, place()[1])
 
     @staticmethod
     def first_rows(rows: Float[Tensor, "row d"]) -> Float[Tensor, "row d"]:
-        return _gathered(rows)
+        return gathered(rows)
 
     @staticmethod
     def keeps() -> bool:
-        return _place()[0] == 0
+        return place()[0] == 0
+
+    @staticmethod
+    def agreed(asked: bool) -> bool:
+        return bool(summed(torch.tensor(int(asked))))
 
     def count_rows(self, values: Float[Tensor, "row d_read"]) -> int:
-        return len(values) * _place()[1]
+        return len(values) * place()[1]
 
     def count_on(self, outcome: Outcome) -> tuple[Float[Tensor, " unit"], float]:
-        fired = _summed(outcome.drive.firing(outcome.codes))
+        fired = summed(outcome.drive.firing(outcome.codes))
         return fired, float(fired.sum()) / self._rows
 
     def reported(self, loss: Float[Tensor, ""]) -> float:
-        return float(_summed(loss.detach()) / _place()[1])
+        return float(summed(loss.detach()) / place()[1])
 
     def pool_gradients(self) -> None:
         for parameter in self.parameters.values():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = _summed(gradient) / _place()[1]
+            parameter.grad = summed(gradient) / place()[1]
         # How many units stand near their thresholds is counted apart from gradients.
         if isinstance(slope := getattr(self.variant, "slope", None), Tensor):
-            slope.copy_(_summed(slope) / _place()[1])
+            slope.copy_(summed(slope) / place()[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +95,7 @@ class _ShardedScene(Scene):
     def rebuilt(self, drive: Drive, codes: Tensor, frozen: bool = False) -> Float[Tensor, "row d_write"]:
         decoder = self.parameters["decoder"]
         shared = {name: self.parameters[name] for name in _SHARED if name in self.parameters}
-        if frozen or _place()[0]:
+        if frozen or place()[0]:
             # What all processes add alike has its gradient in one of them.
             shared = {name: tensor.detach() for name, tensor in shared.items()}
         written = (
@@ -155,6 +127,32 @@ class _ShardedTopK(Variant):
         return self._whole.activation(parameters, held)
 
 
+class _SharedBatchTopK(Variant):
+    """The largest of all processes' rows and units; `rows`: how many of the batch's rows each of its own stands for."""
+
+    def __init__(self, recipe: Recipe, rows: int) -> None:
+        super().__init__(recipe)
+        self._whole, self._rows = variant_of(recipe), rows
+
+    def begin(self, scene: Scene) -> dict[str, float]:
+        return self._whole.begin(scene)
+
+    def run(self, scene: Scene) -> Outcome:
+        count = max(1, round(self.recipe.on * len(scene.x) * self._rows))
+        chosen = _largest_of_batch(scene, count, 0.8 * scene.held["threshold"])
+        self._least = chosen.least
+        drive = scene.sparse(chosen)
+        codes = drive.pre.relu()
+        error = scene.error(drive, codes)
+        return Outcome(error, error, drive, codes)
+
+    def hold(self, scene: Scene, on: float) -> None:
+        scene.held["threshold"] += FORGET * (self._least - scene.held["threshold"])
+
+    def activation(self, parameters: dict[str, Tensor], held: dict[str, float]) -> Any:
+        return self._whole.activation(parameters, held)
+
+
 class Sharded(Learner):
     """A learner that holds a share of the units, consecutive ones, and sees all rows. It begins with all of them."""
 
@@ -166,12 +164,12 @@ class Sharded(Learner):
         footing: tuple[Preparation, Preparation],
         first: tuple[Tensor, Tensor],
     ) -> None:
-        _check(recipe, ("topk", "relu", "gated"))
+        _check(recipe, ("topk", "batch_topk", "relu", "gated"))
         if recipe.prefixes or recipe.multi > 1:
             raise InputError(
                 "prefixes and multi-top-k need all units in one process; share rows instead (DataParallel)"
             )
-        rank, count = _place()
+        rank, count = place()
         if recipe.width % count:
             raise InputError(
                 f"{recipe.width} units cannot be dealt out to {count} processes evenly; change the width"
@@ -187,6 +185,8 @@ class Sharded(Learner):
         self.idle = self.idle[self._own].clone()
         if recipe.activation == "topk":
             self.variant = _ShardedTopK(recipe, variant_of(recipe))
+        elif recipe.activation == "batch_topk":
+            self.variant = _SharedBatchTopK(recipe, 1)
         self.adam = torch.optim.Adam(
             list(self.parameters.values()), recipe.learning_rate, betas=recipe.betas, fused=True
         )
@@ -196,7 +196,11 @@ class Sharded(Learner):
 
     @staticmethod
     def keeps() -> bool:
-        return _place()[0] == 0
+        return place()[0] == 0
+
+    @staticmethod
+    def agreed(asked: bool) -> bool:
+        return bool(summed(torch.tensor(int(asked))))
 
     def scene(
         self,
@@ -207,11 +211,11 @@ class Sharded(Learner):
         return _ShardedScene(**vars(super().scene(values, wanted, target)))
 
     def count_dead(self, dead: Bool[Tensor, " unit"]) -> int:
-        return int(_summed(dead.sum()))
+        return int(summed(dead.sum()))
 
     def count_on(self, outcome: Outcome) -> tuple[Float[Tensor, " unit"], float]:
         fired = outcome.drive.firing(outcome.codes)
-        return fired, float(_summed(fired.sum())) / self._rows
+        return fired, float(summed(fired.sum())) / self._rows
 
     def auxiliary(
         self, scene: Scene, dead: Bool[Tensor, " unit"], left: Float[Tensor, "row d_write"]
@@ -232,13 +236,13 @@ class Sharded(Learner):
             if name in self.parameters:
                 parameter = self.parameters[name]
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = _summed(gradient)
+                parameter.grad = summed(gradient)
 
     def clip(self, most: float) -> None:
         squares = {name: _square(parameter) for name, parameter in self.parameters.items()}
         own = torch.stack([square for name, square in squares.items() if name not in _SHARED]).sum()
         alike = torch.stack([square for name, square in squares.items() if name in _SHARED]).sum()
-        norm = (_summed(own) + alike).sqrt()
+        norm = (summed(own) + alike).sqrt()
         factor = (most / (norm + 1e-6)).clamp(max=1.0)
         for parameter in self.parameters.values():
             if parameter.grad is not None:
@@ -253,7 +257,7 @@ class Sharded(Learner):
             self.parameters = own
 
     def _all(self, name: str, tensor: Tensor) -> Tensor:
-        return tensor if name in _SHARED or not tensor.ndim else _gathered(tensor)
+        return tensor if name in _SHARED or not tensor.ndim else gathered(tensor)
 
     def state(self) -> dict[str, Tensor]:
         return {key: self._all(_parameter_of(key), tensor) for key, tensor in super().state().items()}
@@ -286,7 +290,7 @@ def _largest_of_all(offered: Selection, k: int) -> Selection:
     mine = offered.pre.view(entries.rows, len(offered.pre) // entries.rows)
     padded = mine.new_full((entries.rows, k), -torch.inf)
     padded[:, : mine.shape[1]] = mine
-    rank, count = _place()
+    rank, count = place()
     every = [torch.empty_like(padded) for _ in range(count)]
     distributed.all_gather(every, padded)
     together = torch.cat(every, -1)
@@ -295,6 +299,29 @@ def _largest_of_all(offered: Selection, k: int) -> Selection:
     return Selection(
         Entries(entries.row[kept], entries.unit[kept], entries.rows, entries.units), offered.pre[kept]
     )
+
+
+def _largest_of_batch(scene: Scene, count: int, guess: float) -> Selection:
+    """Of what each process drives above zero, what is among the `count` largest of all.
+
+    guess: something below the smallest of them makes it faster.
+    """
+    x, encoder, bias = scene.product
+    for floor in dict.fromkeys((max(guess, 0.0), 0.0)):
+        offered = above(x, encoder, bias, torch.full_like(bias, floor), scene.recipe.half)
+        sizes = gathered(torch.tensor([len(offered.pre)], device=x.device))
+        if int(sizes.sum()) >= count:
+            break
+    padded = offered.pre.new_full((int(sizes.max()),), -torch.inf)
+    padded[: len(offered.pre)] = offered.pre
+    together = gathered(padded)
+    best = together.topk(min(count, int(sizes.sum())), sorted=False)
+    on = torch.zeros_like(together, dtype=torch.bool)
+    on[best.indices] = True
+    mine = on[place()[0] * len(padded) :][: len(offered.pre)]
+    entries = offered.entries
+    kept = Entries(entries.row[mine], entries.unit[mine], entries.rows, entries.units)
+    return Selection(kept, offered.pre[mine], float(best.values.min()) if len(best.values) else 0.0)
 
 
 def _nothing(x: Float[Tensor, "row d"]) -> Selection:
@@ -307,7 +334,7 @@ class _Together(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, share: Tensor) -> Tensor:
-        return _summed(share)
+        return summed(share)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -321,24 +348,3 @@ def _together(share: Tensor) -> Tensor:
 
 def _square(parameter: Tensor) -> Float[Tensor, ""]:
     return parameter.new_zeros(()) if parameter.grad is None else parameter.grad.square().sum()
-
-
-def _place() -> tuple[int, int]:
-    """This process's number, and how many there are. Raises `InputError` where there is no group of processes."""
-    if not distributed.is_initialized():
-        raise InputError(
-            "there is no group of processes; start with torchrun, and call torch.distributed.init_process_group first"
-        )
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def _summed(tensor: Tensor) -> Tensor:
-    found = tensor.clone()
-    distributed.all_reduce(found)
-    return found
-
-
-def _gathered(tensor: Tensor) -> Tensor:
-    parts = [torch.empty_like(tensor) for _ in range(_place()[1])]
-    distributed.all_gather(parts, tensor.contiguous())
-    return torch.cat(parts)

@@ -139,12 +139,14 @@ def train(
             step += 1
             if report is not None:
                 report(step, taken)
-            if kept is not None and (step % keep_every == 0 or step == steps or interruption.asked):
+            asked = learner.agreed(interruption.asked)
+            if kept is not None and (step % keep_every == 0 or step == steps or asked):
                 logs = [[asdict(entry) for entry in entries] for entries in log]
                 states = [one.state() for one in learners]
                 if learner.keeps():
                     kept.write(step, states, [one.held for one in learners], logs)
-            interruption.check()
+            if asked:
+                raise KeyboardInterrupt
     return [
         Trained(one.dictionary(provenance), one.recipe, tuple(entries))
         for one, entries in zip(learners, log, strict=True)

@@ -32,7 +32,7 @@ from microtome.dictionaries.scene import Scene
 from microtome.dictionaries.selection import Selection, above, batch_top_k, chunks, top_k
 
 _DENSE: Final = 0.1  # of entries on, from which the whole matrix is faster
-_FORGET: Final = 0.01  # of what is held, in a step
+FORGET: Final = 0.01  # of what is held, in a step
 _GAIN: Final = 0.02  # of the coefficient of a penalty
 _SHIFT: Final = 0.1  # of thresholds
 _MULTI: Final = 1 / 8
@@ -235,7 +235,7 @@ class _BatchTopK(Variant):
         return Outcome(error, error, drive, codes)
 
     def hold(self, scene: Scene, on: float) -> None:
-        scene.held["threshold"] += _FORGET * (self._least - scene.held["threshold"])
+        scene.held["threshold"] += FORGET * (self._least - scene.held["threshold"])
 
     def activation(self, parameters: dict[str, Tensor], held: dict[str, float]) -> Activation:
         return JumpReLU(torch.full_like(parameters["bias"], held["threshold"]))
