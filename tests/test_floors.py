@@ -40,6 +40,7 @@ FLOORS = {
     "microtome.studies": 6,
     "microtome.app": 7,
     "microtome.cli": 8,
+    "microtome.__main__": 9,
     "microtome": 7,  # the face: it names, lazily, what users import
 }
 

@@ -15,8 +15,9 @@ from microtome.dictionaries.dictionary import Dictionary
 from microtome.evaluation.dictionary_scores import Result
 from microtome.models.load import load
 from microtome.studies.dictionary_page import report, summary
+from microtome.studies.dictionary_plan import Plan
 from microtome.studies.dictionary_sources import Source
-from microtome.studies.dictionary_training import Plan, train_dictionaries
+from microtome.studies.dictionary_training import source_of, train_dictionaries
 from models import families
 
 SMALL = {"testbed": "planted_dictionary/orthogonal", "width": [16, 32], "k": [2], "steps": 30, "batch": 64}
@@ -24,7 +25,7 @@ PLAN = Plan.read(SMALL | {"keep_every": 10, "nulls": False})
 
 
 def source(plan: Plan = PLAN) -> Source:
-    return Source.of_case(plan.testbed, plan.site, plan.batch, plan.seed)
+    return source_of(plan)
 
 
 def corpus_source(sites: list[str], tokens: int = 1200, steps: int = 20) -> Source:
@@ -89,6 +90,7 @@ def test_a_transcoder_reads_one_site_and_writes_another(tmp_path: Path) -> None:
         {
             "model": "m",
             "corpus": ["c"],
+            "site": "mlp_in.0",
             "write": "mlp_out.0",
             "width": [24],
             "k": [4],

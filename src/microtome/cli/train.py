@@ -1,15 +1,19 @@
 """`microtome train MODEL CORPUS…`: train dictionaries on what a model computes, or on a testbed, and tell how good."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
 
+    from microtome.studies.dictionary_plan import Plan
     from microtome.studies.dictionary_sources import Source
-    from microtome.studies.dictionary_training import Plan
+    from microtome.studies.dictionary_training import Progress
 
 
 def train(
@@ -28,8 +32,12 @@ def train(
     testbed: Annotated[
         str, typer.Option("--testbed", "-t", help="A case, as planted_dictionary/sparse.")
     ] = "",
-    site: Annotated[str, typer.Option("--site", help="Site to take apart, such as resid_post.2.")] = "",
-    write: Annotated[str, typer.Option("--write", help="Site to rebuild, for a transcoder.")] = "",
+    site: Annotated[
+        str, typer.Option("--site", help="Site to take apart, such as resid_post.2; several: together.")
+    ] = "",
+    write: Annotated[
+        str, typer.Option("--write", help="Site to rebuild, for a transcoder; several with commas.")
+    ] = "",
     width: Annotated[str, typer.Option("--width", help="Units; several as 1024,2048.")] = "",
     k: Annotated[str, typer.Option("--k", help="Units on in a row; several as 8,16,32.")] = "",
     activation: Annotated[
@@ -45,50 +53,54 @@ def train(
     tokens: Annotated[
         int | None, typer.Option("--tokens", help="Tokens of the corpus; default all.", min=1)
     ] = None,
+    share: Annotated[
+        str, typer.Option("--share", help="Under torchrun: what processes share, rows or units.")
+    ] = "rows",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other field of a recipe, as name=value; repeat.")
+        list[str] | None,
+        typer.Option("--set", help="Any other field of a plan or a recipe, as name=value; repeat."),
     ] = None,
 ) -> None:
     """Train dictionaries, every combination of what is asked for in one pass over the data."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from microtome.cli.run import read_settings
+    from microtome.core.errors import InputError
+    from microtome.dictionaries.parallel import learner
+    from microtome.dictionaries.processes import joined
     from microtome.store.whole_file import write_whole
     from microtome.studies.dictionary_page import report, summary
-    from microtome.studies.dictionary_training import Plan, claim, train_dictionaries
+    from microtome.studies.dictionary_plan import Plan
+    from microtome.studies.dictionary_training import scored, trained
     from microtome.view.terminal import terminal
 
-    console = Console()
     given: dict[str, Any] = {
         "model": model,
         "corpus": [str(path) for path in corpus or ()],
         "testbed": testbed,
         "site": site,
         "write": write,
-        "width": _several(width),
-        "k": _several(k),
-        "activation": _several(activation),
-        "seeds": _several(seeds),
+        "width": width,
+        "k": k,
+        "activation": activation,
+        "seeds": seeds,
         "steps": steps,
         "batch": batch,
         "tokens": tokens,
-        "recipe": read_settings(settings or []),
     }
-    said = {name: value for name, value in given.items() if value not in ("", [], {}, None)}
+    said = other(settings or []) | {name: one for name, one in given.items() if one not in ("", [], None)}
     plan = Plan.of_file(config, said) if config is not None else Plan.read(said)
-    claim(out, plan)
-    source = read_source(plan, out, console)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total}"))
+    if share not in ("rows", "units"):
+        raise InputError(f"processes share rows or units, not {share}")
     try:
-        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-            shown = bar.add_task("training", total=plan.steps)
-            training = train_dictionaries(
-                plan,
-                source,
-                out,
-                lambda what, done, of: bar.update(shown, description=what, completed=done, total=of),
-            )
+        with joined() as first:
+            console = Console(quiet=not first)
+            source = read_source(plan, out, console, share)
+            with progress(console) as tell:
+                made = trained(plan, source, out, tell, learner(share))
+        if not first:
+            return
+        with progress(console) as tell:
+            training = scored(plan, source, out, made, tell)
     except KeyboardInterrupt:
         console.print(f"interrupted; what is done is in {out}, and the same command goes on from there")
         raise typer.Exit(130) from None
@@ -100,35 +112,54 @@ def train(
     console.print(f"The report: {page}", highlight=False, soft_wrap=True)
 
 
-def _several(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def other(pairs: list[str]) -> dict[str, Any]:
+    """What `--set` says of a plan, and under `recipe` what is no field of a plan."""
+    from microtome.cli.run import read_settings
+    from microtome.studies.dictionary_plan import Plan
+
+    said = read_settings(pairs)
+    rest = {name: said.pop(name) for name in [*said] if name not in Plan.model_fields}
+    return said | ({"recipe": rest} if rest else {})
 
 
-def read_source(plan: "Plan", out: Path, console: "Console") -> "Source":
+@contextmanager
+def progress(console: "Console") -> "Iterator[Progress]":
+    """A bar that is told what is done, how much of it, and of how much."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    form = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total}"))
+    with Progress(*form, TimeRemainingColumn(), console=console, transient=True) as bar:
+        shown = bar.add_task("", total=None)
+        yield lambda what, done, of: bar.update(shown, description=what, completed=done, total=of)
+
+
+def read_source(plan: "Plan", out: Path, console: "Console", share: str = "rows") -> "Source":
     """What the plan is trained on. Raises `InputError` for neither or both of a model with a corpus and a testbed."""
     from microtome.cli.harvest import read_corpus, rows_of
     from microtome.core.errors import InputError
-    from microtome.core.site import Site, as_site
+    from microtome.dictionaries.processes import in_turn
     from microtome.models.load import load
-    from microtome.studies.dictionary_sources import Source
+    from microtome.studies.dictionary_plan import CORPUS, check
+    from microtome.studies.dictionary_training import source_of
 
     plan.recipes()  # what does not fit is told before anything is read
     if bool(plan.testbed) == bool(plan.model):
         raise InputError("give a model and a corpus, or a --testbed, and not both")
+    check(out, plan)
     if plan.testbed:
-        return Source.of_case(plan.testbed, plan.site, plan.batch, plan.seed)
+        return source_of(plan, share=share)
     if not plan.corpus:
         raise InputError("there is nothing to read; give files of text, JSON lines or tokens after the model")
     loaded = load(plan.model)
     console.print(f"{loaded!r}", highlight=False)
-    found = read_corpus(loaded, [Path(path) for path in plan.corpus], out / "corpus", "", "text", plan.tokens)
+    with in_turn():  # the first writes it, the others find it there
+        paths = [Path(path) for path in plan.corpus]
+        found = read_corpus(loaded, paths, out / CORPUS, "", "text", plan.tokens)
     rows = rows_of(loaded, found, plan.columns, "packed")
-    site = as_site(plan.site) if plan.site else Site("resid_post", loaded.n_layers // 2)
-    sites = [site, *([as_site(plan.write)] if plan.write and as_site(plan.write) != site else [])]
     unknown = getattr(loaded.tokenizer, "unk_token_id", None)
-    if unknown is not None and (share := float((found.tokens == unknown).mean())) > 0.01:
+    if unknown is not None and (strange := float((found.tokens == unknown).mean())) > 0.01:
         console.print(
-            f"{share:.0%} of the tokens are unknown to the tokenizer: it reads another text than you"
+            f"{strange:.0%} of the tokens are unknown to the tokenizer: it reads another text than you"
         )
     console.print(f"{found.n_tokens} tokens in {len(found)} documents, {len(rows)} rows", highlight=False)
-    return Source.of_corpus(loaded, rows, sites, plan.batch, plan.span, plan.steps, plan.seed)
+    return source_of(plan, loaded, rows, share)

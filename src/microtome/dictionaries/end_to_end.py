@@ -36,7 +36,8 @@ class TokenStream:
     """Values of a model on rows of tokens, a random choice of rows at a time, with what the model made of them.
 
     tokens `[row, column]`, none of them padding; together: rows in a batch, which has together × columns values. Of the
-    batch last given, `tokens`, `logits` and `values` (by site) are kept. also: sites to keep beside.
+    batch last given, `tokens`, `logits` and `values` (by site) are kept. also: sites to keep beside. begins: each row
+    begins with a token that is no part of the text; values there stay as they are, and are not counted.
 
     Raises `InputError` for fewer rows than a batch takes.
     """
@@ -50,6 +51,7 @@ class TokenStream:
         seed: int = 0,
         epochs: int | None = None,
         also: Sequence[Site | str] = (),
+        begins: bool = False,
     ) -> None:
         if not 1 <= together <= len(tokens):
             raise InputError(
@@ -57,7 +59,8 @@ class TokenStream:
             )
         self.model, self.sites = model, tuple(map(as_site, sites))
         self.also = tuple(map(as_site, also))
-        self.batch_rows, self.step = together * tokens.shape[1], 0
+        self.places = tuple(range(int(begins), tokens.shape[1]))
+        self.batch_rows, self.step = together * len(self.places), 0
         self._all, self._together, self._seed = tokens, together, seed
         self._in_epoch = len(tokens) // together
         self.n_steps = None if epochs is None else epochs * self._in_epoch
@@ -72,6 +75,7 @@ class TokenStream:
             "sites": [str(site) for site in self.sites],
             "together": self._together,
             "seed": self._seed,
+            "begins": len(self.places) < self._all.shape[1],
         }
 
     def __iter__(self) -> Self:
@@ -94,7 +98,9 @@ class TokenStream:
         wanted = tuple(dict.fromkeys((*self.sites, *self.also)))
         run = self.model.run(tokens.to(self.model.device), wanted, logits=True)
         assert run.logits is not None
-        self.tokens, self.logits, self.values = tokens, run.logits, dict(run.values)
+        first = self.places[0]
+        self.tokens, self.logits = tokens, run.logits[:, first:]
+        self.values = {site: value[:, first:] for site, value in run.values.items()}
         return self.values
 
 
@@ -149,14 +155,18 @@ class ModelLoss(OwnUnits):
         shapes = [stream.values[site].shape for site in self.writes]
         parts = parted(rebuilt, [shape[2:].numel() for shape in shapes])
         edits = [
-            Set(site, value=part.reshape(shape))
+            Set(site.at(*stream.places), value=part.reshape(shape))
             for site, part, shape in zip(self.writes, parts, shapes, strict=True)
         ]
         run = stream.model.run(stream.tokens.to(rebuilt.device), self.later, edits, logits=True)
         assert run.logits is not None
-        total = self.divergence * divergence(stream.logits, run.logits)
+        first = stream.places[0]
+        total = self.divergence * divergence(stream.logits, run.logits[:, first:])
         if self.later:
-            wrong = [unexplained(run[site].flatten(2), stream.values[site].flatten(2)) for site in self.later]
+            wrong = [
+                unexplained(run[site][:, first:].flatten(2), stream.values[site].flatten(2))
+                for site in self.later
+            ]
             total = total + self.downstream * torch.stack(wrong).mean()
         return total + self.local * unexplained(rebuilt, wanted) if self.local else total
 

@@ -44,10 +44,22 @@ def crosscoder(part: str, layers: Sequence[int]) -> Layout:
 def cross_layer(layers: int | Sequence[int]) -> Layout:
     """As many units for each layer, which read its MLP's input and write that MLP's output and all later ones'."""
     chosen = range(layers) if isinstance(layers, int) else sorted(layers)
-    places = range(len(chosen))
+    return staggered(
+        [Site("mlp_in", layer) for layer in chosen], [Site("mlp_out", layer) for layer in chosen]
+    )
+
+
+def staggered(reads: Sequence[Site], writes: Sequence[Site]) -> Layout:
+    """As many units for each site read, which write the site at the same place of the other list and all behind it.
+
+    Raises `InputError` for lists of different lengths.
+    """
+    if len(reads) != len(writes):
+        raise InputError(f"{len(reads)} sites are read and {len(writes)} written; give as many of both")
+    places = range(len(reads))
     return Layout(
-        tuple(Site("mlp_in", layer) for layer in chosen),
-        tuple(Site("mlp_out", layer) for layer in chosen),
+        tuple(reads),
+        tuple(writes),
         reads_of=tuple(tuple(at == mine for at in places) for mine in places),
         writes_of=tuple(tuple(at >= mine for at in places) for mine in places),
     )

@@ -32,7 +32,7 @@ from microtome.dictionaries.drive import Drive, Entries
 from microtome.dictionaries.layout import Layout
 from microtome.dictionaries.learner import Learner
 from microtome.dictionaries.preparation import Preparation
-from microtome.dictionaries.processes import gathered, place, summed
+from microtome.dictionaries.processes import alone, gathered, place, summed
 from microtome.dictionaries.recipe import Recipe
 from microtome.dictionaries.scene import OwnUnits, Scene, Target, squared_error
 from microtome.dictionaries.selection import Selection, above, top_k
@@ -268,6 +268,13 @@ class Sharded(Learner):
             held,
             step,
         )
+
+
+def learner(share: str) -> type[Learner]:
+    """The kind for processes that share `rows` or `units`; where there is one alone, the plain one."""
+    if alone():
+        return Learner
+    return DataParallel if share == "rows" else Sharded
 
 
 def _parameter_of(key: str) -> str:

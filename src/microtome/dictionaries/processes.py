@@ -4,7 +4,7 @@
 
 1. `joined` makes the group that the launcher describes, and leaves it at the end. Every process has a graphics card of
    its own where there are as many; else they share.
-2. The first process alone prints and writes; what it has to do before the others is done `first`.
+2. The first process alone prints and writes; what it has to do before the others is done `in_turn`.
 3. `summed` and `gathered` go over all processes, and give the same on each.
 """
 
@@ -36,20 +36,24 @@ def joined() -> Iterator[bool]:
         distributed.destroy_process_group()
 
 
+def alone() -> bool:
+    """Whether there is no group of processes."""
+    return not distributed.is_initialized()
+
+
 @contextmanager
-def first() -> Iterator[None]:
+def in_turn() -> Iterator[None]:
     """What stands within is done by the first process, then by all others."""
-    alone = not distributed.is_initialized()
-    if not alone and distributed.get_rank():
+    if not alone() and place()[0] > 0:
         distributed.barrier()
     yield
-    if not alone and not distributed.get_rank():
+    if not alone() and place()[0] == 0:
         distributed.barrier()
 
 
 def place() -> tuple[int, int]:
     """This process's number, and how many there are. Raises `InputError` where there is no group of processes."""
-    if not distributed.is_initialized():
+    if alone():
         raise InputError(
             "there is no group of processes; start with torchrun, and call torch.distributed.init_process_group first"
         )

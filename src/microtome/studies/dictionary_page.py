@@ -59,8 +59,9 @@ def summary(training: Training) -> Table:
 
 
 def _reading(training: Training) -> str:
-    asked = ", ".join(f"{k:g}" for k in training.plan.k)
-    return f"L0: units on in a row ({asked} asked for). A row is one token, or one sample of a testbed."
+    numbers = sorted({one.recipe.on for one in training.trained if one.recipe.controlled})
+    asked = f" ({', '.join(f'{k:g}' for k in numbers)} asked for)" if numbers else ""
+    return f"L0: units on in a row{asked}. A row is one token, or one sample of a testbed."
 
 
 def _summary(training: Training, always: Sequence[str] = _ALWAYS) -> Table:

@@ -1,6 +1,7 @@
 """What are dictionaries trained on, and what is known of it? A source: batches to train on, and data to score with.
 
     Source.of_corpus(model, rows, sites)      what a model computes on a corpus; some rows are held out
+    Source.of_outputs(model, rows, sites)     the same, to keep what the model does with it
     Source.of_case("superposition/pentagon")  a testbed: the values of its network, and its key
 
 The planted testbeds make rows without end; of other testbeds the values of the case's own data are drawn again and
@@ -8,7 +9,7 @@ again.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 import numpy as np
@@ -26,6 +27,8 @@ from microtome.core.site import Site, as_site
 from microtome.data.corpus_rows import NO_TOKEN, CorpusRows
 from microtome.data.prompts import Prompts
 from microtome.data.tokens import token_text
+from microtome.dictionaries.end_to_end import ModelLoss, TokenStream
+from microtome.dictionaries.scene import OwnUnits, Target, squared_error
 from microtome.evaluation.cases import case as case_of
 from microtome.evaluation.dictionary_scores import Known
 from microtome.evaluation.grader import sites as sites_of
@@ -41,7 +44,8 @@ _ROWS: Final = 64  # prompts in a pass
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """stream: batches. held_out: rows to measure on while training. model, data, known: what scores are taken on.
+    """stream: batches. target: what is learned from them. held_out: rows to measure on while training. model, data,
+    known: what scores are taken on.
 
     tokens: the data's tokens as text, a tuple for each of its rows, where there are any; those of `held_out`, in order.
     """
@@ -54,6 +58,7 @@ class Source:
     known: Known = field(default_factory=Known)
     tokens: tuple[tuple[str, ...], ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
+    target: Target | OwnUnits = squared_error
 
     @classmethod
     def of_corpus(
@@ -65,14 +70,49 @@ class Source:
         span: int,
         steps: int,
         seed: int,
+        harvest: type[Harvest] = Harvest,
     ) -> Self:
-        """A model on a corpus, read as often as the steps need. Raises `InputError` for a corpus that is too small."""
+        """A model on a corpus, read as often as the steps need. harvest: of several processes that share the work,
+        `SharedHarvest`. Raises `InputError` for a corpus that is too small."""
         kept, held = rows.split(HELD_OUT, seed)
         epochs = max(1, -(-steps * batch // max(1, kept.n_tokens)))
-        harvest = Harvest.of(model, kept, sites)
         stream = ActivationStream(
-            harvest, batch, span=max(2 * batch, min(span, kept.n_tokens)), seed=seed, epochs=epochs
+            harvest.of(model, kept, sites),
+            batch,
+            span=max(2 * batch, min(span, kept.n_tokens)),
+            seed=seed,
+            epochs=epochs,
         )
+        return cls._of_text(model, rows, held, sites, stream)
+
+    @classmethod
+    def of_outputs(
+        cls,
+        model: Model,
+        rows: CorpusRows,
+        sites: Sequence[Site],
+        batch: int,
+        seed: int,
+        writes: Sequence[Site | str] = (),
+        later: Sequence[Site | str] = (),
+        **weights: float,
+    ) -> Self:
+        """A model on the whole rows of a corpus, as many together as make a batch. writes, weights: see `ModelLoss`.
+
+        Raises `InputError` for a corpus that is too small.
+        """
+        kept, held = rows.split(HELD_OUT, seed)
+        whole = kept.batch(np.flatnonzero(kept.lengths == kept.room)).ids
+        together = max(1, batch // kept.room)
+        stream = TokenStream(model, whole, sites, together, seed, also=later, begins=rows.begin is not None)
+        target = ModelLoss(stream, writes, later, **weights)
+        return replace(cls._of_text(model, rows, held, sites, stream), target=target)
+
+    @classmethod
+    def _of_text(
+        cls, model: Model, rows: CorpusRows, held: CorpusRows, sites: Sequence[Site], stream: Stream
+    ) -> Self:
+        """With what is held out to measure and score on."""
         if held.n_tokens > SCORED:
             held = held.first(SCORED)
         found = held.batch(np.arange(len(held)))

@@ -10,87 +10,28 @@ A folder that holds another plan is refused. Whoever changes only what is not pa
 them anew from what was trained.
 """
 
-import json
-import tomllib
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Self
 
 import torch
-from pydantic import Field
 
-from microtome.core import config as base
-from microtome.core.errors import InputError, StoreError
-from microtome.core.site import as_site
+from microtome.bases.harvest import Harvest
+from microtome.core.errors import InputError
+from microtome.core.site import Site
+from microtome.data.corpus_rows import CorpusRows
 from microtome.dictionaries import files
-from microtome.dictionaries.layout import Layout
-from microtome.dictionaries.recipe import Kind, Recipe
+from microtome.dictionaries.learner import Learner
+from microtome.dictionaries.processes import alone
+from microtome.dictionaries.shared_rows import SharedHarvest, ShareOfRows
 from microtome.dictionaries.trainer import Trained, train
 from microtome.evaluation import dictionary_scores
 from microtome.evaluation.matching_tree import MatchingTree, matching_tree
-from microtome.store.whole_file import write_whole
+from microtome.models.model import Model
+from microtome.studies.dictionary_plan import Plan, claim
 from microtome.studies.dictionary_sources import Source
 
 Progress = Callable[[str, int, int], None]
-PLAN: Final = "plan.json"
-
-
-class Plan(base.Config):
-    """What is trained, on what, and how often. A file of these in TOML is read by `Plan.of_file`."""
-
-    model: str = Field("", description="Bundled model, folder or hub name; empty with a testbed.")
-    corpus: tuple[str, ...] = Field((), description="Files of text, JSON lines or tokens.")
-    testbed: str = Field("", description="Instead of model and corpus: a case, as TESTBED/CASE.")
-    site: str = Field(
-        "", description="Site that is read; of a testbed, by default where its key knows directions."
-    )
-    write: str = Field(
-        "", description="Site that is written, for a transcoder; by default the site that is read."
-    )
-    width: tuple[int, ...] = Field((1024,), description="Units.")
-    k: tuple[float, ...] = Field((32.0,), description="Units on in a row.")
-    activation: tuple[Kind, ...] = Field(("topk",), description="Which units are on.")
-    seeds: tuple[int, ...] = Field((0,), description="Of first directions.")
-    steps: int = Field(2000, ge=1, description="Batches to train on.")
-    batch: int = Field(1024, ge=1, description="Rows in a batch.")
-    span: int = Field(1 << 17, ge=2, description="Rows in the buffer that is shuffled.")
-    tokens: int | None = Field(None, ge=1, description="How many tokens of the corpus; by default all.")
-    columns: int = Field(128, ge=2, description="How many tokens the model reads at once.")
-    keep_every: int = Field(500, ge=1, description="Steps between two times of keeping the training.")
-    nulls: bool = Field(True, description="Whether to score what has learned nothing, too.")
-    recipe: dict[str, Any] = Field(default_factory=dict, description="Any other field of a recipe.")
-    seed: base.Seed = Field(0, ge=0, description="Of what is held out, the order of rows, and the testbed.")
-
-    @classmethod
-    def of_file(cls, path: str | Path, over: dict[str, Any] | None = None) -> Self:
-        """Read TOML; `over` replaces single fields. Raises `InputError` for no file, no TOML, or unknown fields."""
-        try:
-            given = tomllib.loads(Path(path).read_text("utf-8"))
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}); give a TOML file") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is no TOML: {error}") from error
-        return cls.read({**given, **(over or {})})
-
-    def recipes(self) -> dict[str, Recipe]:
-        """By name, in the order of widths, units on, activations, seeds. Raises `InputError` for what does not fit."""
-        found = {}
-        for width, k, activation, seed in product(self.width, self.k, self.activation, self.seeds):
-            parts = [activation, f"w{width}", f"k{k:g}", *([f"s{seed}"] if len(self.seeds) > 1 else [])]
-            name = "-".join(parts)
-            given = {"name": name, "width": width, "l0": k, "activation": activation, "seed": seed}
-            found[name] = Recipe.read({"steps": self.steps, **self.recipe, **given})
-        if not found:
-            raise InputError("there is nothing to train; give a width, k, activation and seed at least once")
-        return found
-
-    def layout(self, source: Source) -> Layout:
-        """What is read and written, of what the source brings."""
-        sites = source.stream.sites
-        write = as_site(self.write) if self.write else sites[0]
-        return Layout((sites[0],), (write,))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,25 +53,72 @@ def train_dictionaries(
 
     Raises `StoreError` for a folder that holds another plan, and what `train` raises.
     """
-    folder = Path(folder)
-    tell = progress or (lambda what, done, of: None)
+    return scored(plan, source, Path(folder), trained(plan, source, Path(folder), progress), progress)
+
+
+def source_of(
+    plan: Plan, model: Model | None = None, rows: CorpusRows | None = None, share: str = "rows"
+) -> Source:
+    """What a plan is trained on: a model on rows of a corpus, or its testbed.
+
+    share: where several processes share the work, whether each takes a share of the rows, or of the units. Raises
+    `InputError` for what cannot be shared so, and for a corpus that is too small.
+    """
+    rows_shared = share == "rows" and not alone()
+    if model is None or rows is None:
+        if len(plan.site) > 1:
+            raise InputError(f"a testbed is read at one site, not at {', '.join(plan.site)}")
+        source = Source.of_case(plan.testbed, "".join(plan.site), plan.batch, plan.seed)
+    elif plan.end_to_end:
+        if rows_shared:
+            raise InputError("end to end every process needs all rows; let them share units: --share units")
+        sites = plan.sites or (Site("resid_post", model.n_layers // 2),)
+        layout = plan.layout(sites)
+        weights = {name: getattr(plan, name) for name in ("divergence", "downstream", "local")}
+        source = Source.of_outputs(
+            model, rows, sites, plan.batch, plan.seed, layout.writes, plan.later, **weights
+        )
+    else:
+        harvest = Harvest if alone() else SharedHarvest
+        sites = plan.sites or (Site("resid_post", model.n_layers // 2),)
+        source = Source.of_corpus(model, rows, sites, plan.batch, plan.span, plan.steps, plan.seed, harvest)
+    return replace(source, stream=ShareOfRows(source.stream)) if rows_shared else source
+
+
+def trained(
+    plan: Plan,
+    source: Source,
+    folder: Path,
+    progress: Progress | None = None,
+    learner: type[Learner] = Learner,
+) -> list[Trained]:
+    """Train and keep. learner: of several processes that share the work, see `microtome.dictionaries.parallel`."""
+    tell = progress or _silently
     recipes = plan.recipes()
     claim(folder, plan)
-    layout = plan.layout(source)
-    trained = train(
+    return train(
         source.stream,
         list(recipes.values()),
-        layout=layout,
+        layout=plan.layout(source.stream.sites),
         held_out=source.held_out,
         folder=folder,
         keep_every=plan.keep_every,
         provenance=source.provenance,
+        target=source.target,
+        learner=learner,
         report=lambda step, _: tell("training", step, plan.steps),
         device="cuda" if torch.cuda.is_available() else None,
     )
+
+
+def scored(
+    plan: Plan, source: Source, folder: Path, made: Sequence[Trained], progress: Progress | None = None
+) -> Training:
+    """Score what was trained, and write it."""
+    tell = progress or _silently
     scores, paths = [], []
-    for number, one in enumerate(trained):
-        tell(f"scoring {one.recipe.name}", number, len(trained))
+    for number, one in enumerate(made):
+        tell(f"scoring {one.recipe.name}", number, len(made))
         dictionary = one.dictionary.mapped(lambda tensor: tensor.cpu())
         path = folder / "dictionaries" / f"{one.recipe.name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,26 +128,9 @@ def train_dictionaries(
         result.save(folder / "scores" / one.recipe.name)
         scores.append(result)
         paths.append(path)
-    tree = matching_tree([one.dictionary for one in trained]) if len(trained) > 1 else None
-    return Training(plan, source, tuple(trained), tuple(scores), tuple(paths), tree)
+    tree = matching_tree([one.dictionary for one in made]) if len(made) > 1 else None
+    return Training(plan, source, tuple(made), tuple(scores), tuple(paths), tree)
 
 
-def claim(folder: Path, plan: Plan) -> None:
-    """Make the folder this plan's, or see that it is."""
-    path = folder / PLAN
-    told = plan.model_dump(mode="json")
-    if path.exists():
-        try:
-            there = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path} cannot be read ({error}); give another folder") from error
-        differs = [name for name in told if not isinstance(there, dict) or there.get(name) != told[name]]
-        if differs:
-            raise StoreError(
-                f"{folder} holds another plan (other {', '.join(differs)}); give another folder, or the same plan"
-            )
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise StoreError(f"{folder} holds something else than a training; give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(told, indent=1).encode())
+def _silently(what: str, done: int, of: int) -> None:
+    """Tell nobody."""
