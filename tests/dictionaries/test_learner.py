@@ -160,6 +160,27 @@ def test_penalised_kinds_are_their_plain_forms(kind: str, density: float) -> Non
     assert_equal(gradients(one, outcome.loss), gradients(one, expected))
 
 
+@pytest.mark.parametrize("density", [1.0, 0.0])
+@pytest.mark.parametrize("choices", [{}, {"penalty": "lp", "power": 0.5}])
+def test_each_prefix_pays_as_an_autoencoder_of_its_own(density: float, choices: dict[str, object]) -> None:
+    """The loss is the mean over prefixes of the error and the penalty of the units in it."""
+    x = draw()
+    nested = {"activation": "relu", "l0": None, "coefficient": 0.7, "warm_up": 0.0, "prefixes": (5, 12, UNITS)}
+    one = shaken(learner(x, **nested, **choices, **PLAIN))
+    one.held["density"] = density
+    p = one.parameters
+    codes = ((x - p["decoder_bias"]) @ p["encoder"].mT + p["bias"]).relu()
+    costs = codes if not choices else (codes + 1e-6).sqrt() - 1e-3
+    expected = sum(
+        squared(x - codes[:, :end] @ p["decoder"][:end] - p["decoder_bias"])
+        + 0.7 * costs[:, :end].sum(-1).mean()
+        for end in (5, 12, UNITS)
+    )
+    outcome = one.variant.run(one.scene(x, x))
+    assert torch.allclose(outcome.loss, torch.as_tensor(expected / 3))
+    assert_equal(gradients(one, outcome.loss), gradients(one, torch.as_tensor(expected / 3)))
+
+
 def test_the_gate_does_not_teach_the_decoder() -> None:
     x = draw()
     one = shaken(learner(x, activation="gated", l0=None, coefficient=0.0, **PLAIN))

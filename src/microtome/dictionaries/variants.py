@@ -88,14 +88,23 @@ class Variant(ABC):
         recipe, held = self.recipe, scene.held
         if recipe.decoder == "free":
             strength = strength * drive.each(scene.parameters["decoder"].norm(dim=-1))
+
+        def total(strength: Tensor, power: float) -> Tensor:
+            costs = penalties.cost(recipe.penalty, strength, power, recipe.bend)
+            if recipe.prefixes:  # what a unit pays is averaged over prefixes, as the error is
+                units = torch.arange(recipe.width, device=costs.device)
+                bounds = torch.tensor(recipe.prefixes, device=costs.device)
+                costs = costs * drive.each((bounds[:, None] > units).to(costs.dtype).mean(0))
+            return costs.sum()
+
         power = self.power(scene.share)
-        total = penalties.cost(recipe.penalty, strength, power, recipe.bend).sum()
+        now = total(strength, power)
         if power != held["power"]:  # annealed: the sum stays what it was
-            before = penalties.cost(recipe.penalty, strength.detach(), held["power"], recipe.bend).sum()
-            held["coefficient"] *= float(before / total.detach()) if total > 0 else 1.0
+            before = total(strength.detach(), held["power"])
+            held["coefficient"] *= float(before / now.detach()) if now > 0 else 1.0
             held["power"] = power
         ramp = min(1.0, scene.share / recipe.warm_up) if recipe.warm_up else 1.0
-        return scene.pooled(ramp * held["coefficient"] * total / drive.rows)
+        return scene.pooled(ramp * held["coefficient"] * now / drive.rows)
 
     def hold_coefficient(self, scene: Scene, on: float) -> None:
         """Where too many are on, more is paid. What is too many falls, in the first third, from how many were on."""
