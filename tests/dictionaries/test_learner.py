@@ -165,7 +165,13 @@ def test_penalised_kinds_are_their_plain_forms(kind: str, density: float) -> Non
 def test_each_prefix_pays_as_an_autoencoder_of_its_own(density: float, choices: dict[str, object]) -> None:
     """The loss is the mean over prefixes of the error and the penalty of the units in it."""
     x = draw()
-    nested = {"activation": "relu", "l0": None, "coefficient": 0.7, "warm_up": 0.0, "prefixes": (5, 12, UNITS)}
+    nested = {
+        "activation": "relu",
+        "l0": None,
+        "coefficient": 0.7,
+        "warm_up": 0.0,
+        "prefixes": (5, 12, UNITS),
+    }
     one = shaken(learner(x, **nested, **choices, **PLAIN))
     one.held["density"] = density
     p = one.parameters
