@@ -272,6 +272,18 @@ def test_heads_are_multiplied_by_themselves_as_all_at_once() -> None:
         torch.testing.assert_close(basis.reconstruct(rows), rows)
 
 
+def test_directions_that_do_not_fit_each_other_are_refused() -> None:
+    directions = torch.randn(3, 5, generator=draw())
+    for given, message in (
+        ({"centre": torch.zeros(4)}, r"centre at path:x: the directions ask for shape \[5\], got \[4\]"),
+        ({"readers": torch.zeros(5, 3)}, r"readers at path:x: the directions ask for shape \[3, 5\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LinearBasis(SITE, directions, **given)
+    with pytest.raises(InputError, match="at least one direction"):
+        LinearBasis(SITE, directions[:0])
+
+
 def test_random_directions_follow_the_seed_and_not_the_values() -> None:
     values = torch.randn(50, 8, generator=draw())
     one = random_dictionary.fit(values, SITE, random_dictionary.Config(units=20, l0=3))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -46,6 +47,10 @@ class Token:
 
     def for_rows(self, rows: list[int]) -> "Token":
         return self
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def logits(model: Model, edit: list[edits.Edit], tokens: Tensor | None = None) -> Tensor:
@@ -149,7 +154,7 @@ def test_other_wirings_too(name: str) -> None:
 
 def test_a_full_orthonormal_basis_says_everything() -> None:
     model = families.model("llama")
-    rotation = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0]
+    rotation = torch.linalg.qr(torch.randn(32, 32, generator=draw()))[0]
     for site in ("resid_post.1", "z.1"):
         basis = LinearBasis(site, rotation)
         values = model.run(families.ids(), read=[site]).values
@@ -172,6 +177,35 @@ def test_in_the_basis_of_neurons_unit_edits_are_edits_of_neurons(change: object,
     basis = LinearBasis("mlp_post.1", torch.eye(48))
     expected = logits(model, [by_hand(basis.reads[0])])  # type: ignore[operator]
     assert near(logits(model, splice(basis, change=[change])), expected)  # type: ignore[list-item]
+
+
+def test_units_are_named_by_whole_numbers_of_any_kind_and_none_may_be_named() -> None:
+    model = families.model("gpt2")
+    basis = random_units(model, ["mlp_in.1"], ["mlp_out.1"])
+    for units in (np.int64(4), torch.tensor(4), [np.int64(4)], torch.tensor([4]), range(4, 5)):
+        assert unit_edits.zero(units) == unit_edits.zero(4)
+        assert "units [4]" in repr(unit_edits.zero(units))
+    for change in (
+        unit_edits.zero(()),
+        unit_edits.clamp([], 3.0),
+        unit_edits.patch((), torch.rand(2, 9, 11)),
+    ):
+        assert torch.equal(logits(model, splice(basis, "drop", change)), logits(model, splice(basis, "drop")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_basis_goes_into_models_of_other_precision(dtype: torch.dtype) -> None:
+    model = microtome.load(families.make("gpt2").to(dtype))
+    plain = logits(model, [])
+    rotation = LinearBasis("mlp_in.1", torch.linalg.qr(torch.randn(32, 32, generator=draw(1)))[0])
+    for basis in (rotation, random_units(model, ["mlp_in.1"], ["mlp_out.1"]), Neurons("mlp_in.1", 32)):
+        assert torch.equal(logits(model, splice(basis)), plain)
+        dropped = logits(model, splice(basis, "drop"))
+        assert dropped.dtype == dtype
+        # What a basis in single precision says of a value is right to single precision, and then to the model's.
+        exact = basis.n_units == 32
+        bound = max(2 * torch.finfo(dtype).eps, 2e-5) * float(plain.abs().max())
+        assert (float((dropped - plain).abs().max()) <= bound) == exact
 
 
 def test_patch_mean_and_resample_take_their_values_from_codes() -> None:
@@ -213,7 +247,7 @@ def test_sweeps_equal_plain_passes(name: str) -> None:
     """Also where a lane enters between what a base splice reads and what it writes."""
     model, tokens = families.model(name), families.ids(rows=3)
     wide = random_units(model, ["mlp_in.0"], ["mlp_out.0", "mlp_out.2"])
-    codes = torch.rand(3, 9, 11, generator=torch.Generator().manual_seed(1))
+    codes = torch.rand(3, 9, 11, generator=draw(1))
     variants = [
         Variant(tuple(splice(wide, change=unit_edits.patch((1, 5), codes)))),
         Variant(tuple(splice(wide, change=unit_edits.zero(2), positions=[-1])), rows=(2, 0)),
@@ -249,7 +283,7 @@ def test_gradients_reach_a_basis_in_training_through_its_codes() -> None:
     found = model.run(families.ids(), edit=splice(basis, "drop"), metric=Token()).metric
     assert found is not None
     (slope,) = torch.autograd.grad(found.sum(), basis.encoder)
-    step = 1e-3 * torch.randn(slope.shape, generator=torch.Generator().manual_seed(0))
+    step = 1e-3 * torch.randn(slope.shape, generator=draw())
     ends = []
     for sign in (-1, 1):
         moved = random_units(model, ["mlp_in.1"], ["mlp_out.1"])
@@ -282,8 +316,8 @@ def cross_layer(model: Model) -> Dictionary:
     home = torch.arange(layers).repeat_interleave(5)
     block = torch.arange(layers)
     reads_of, writes_of = home[:, None] == block, home[:, None] <= block
-    draw = torch.Generator().manual_seed(0)
-    wide = [torch.randn(5 * layers, 32 * layers, generator=draw) / 6 for _ in range(2)]
+    seeded = draw()
+    wide = [torch.randn(5 * layers, 32 * layers, generator=seeded) / 6 for _ in range(2)]
     return Dictionary(
         "cross_layer",
         tuple(Site("mlp_in", layer) for layer in range(layers)),
@@ -324,7 +358,7 @@ def test_a_cross_layer_transcoder_goes_in_as_one(name: str) -> None:
 
 def test_what_skips_the_units_is_part_of_what_is_written() -> None:
     model = families.model("gpt2")
-    skip = torch.randn(32, 32, generator=torch.Generator().manual_seed(0)) / 6
+    skip = torch.randn(32, 32, generator=draw()) / 6
     zero = torch.zeros(3, 32)
     sites = (Site("mlp_in", 1),), (Site("mlp_out", 1),)
     basis = Dictionary(
@@ -386,6 +420,11 @@ def test_what_cannot_be_done_says_so() -> None:
         splice(basis, change=unit_edits.zero((1, 1)))
     with pytest.raises(InputError, match="error='none'"):
         splice(basis, "none")
+    with pytest.raises(EditError, match=r"the error has shape \[7, 9, 32\], the values \[2, 9, 32\]"):
+        logits(model, splice(basis, torch.zeros(7, 9, 32)))
+    for strange in (splice(basis)[0], [splice(basis)], [unit_edits.zero(1)]):
+        with pytest.raises(EditError, match="is no list of edits"):
+            edits.check(strange)
     with pytest.raises(InputError, match="writes 1 sites; got 2"):
         splice(basis, [torch.zeros(1), torch.zeros(1)])
     with pytest.raises(EditError, match="does not fit codes of shape"):

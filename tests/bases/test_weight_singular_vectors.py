@@ -16,7 +16,7 @@ def test_all_of_them_are_the_matrix_and_few_the_best_of_their_rank(name: str) ->
     model, tokens = families.model(name), families.ids()
     gated = name.startswith("llama")
     plain = logits(model, [])
-    for weight in ("W_O.1", "W_out.1", "W_V.1", "W_gate.1" if gated else "W_in.1"):
+    for weight in ("W_Q.1", "W_K.1", "W_V.1", "W_O.1", "W_out.1", "W_gate.1" if gated else "W_in.1"):
         basis = of_weight(model, weight)
         run = model.run(tokens, read=[*basis.reads, *basis.writes])
         written = run[basis.writes[0]].flatten(2)
@@ -35,7 +35,7 @@ def test_all_of_them_are_the_matrix_and_few_the_best_of_their_rank(name: str) ->
 
 def test_what_is_no_matrix_between_two_sites_is_refused() -> None:
     with pytest.raises(InputError, match="between no two sites"):
-        of_weight(families.model("gpt2"), "W_Q.0")
+        of_weight(families.model("gpt2"), "W_U")
     with pytest.raises(InputError, match="multiplied by a gate"):
         of_weight(families.model("llama"), "W_in.0")
     with pytest.raises(FamilyError, match="a norm stands between"):

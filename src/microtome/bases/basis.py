@@ -94,13 +94,14 @@ class Basis(ABC):
         return f"{self.name}.u{index}"
 
     def rows_of(self, values: Mapping[Site, Tensor]) -> Float[Tensor, "*rows d_read"]:
-        """What it reads, of values by site (a `Run`'s), as `encode` takes it: in at least single precision."""
+        """What it reads, of values by site (a `Run`'s), as `encode` takes it: in the precision of its directions, and
+        at least single."""
         parts = [
             as_rows(values[site], width, site)
             for site, width in zip(self.reads, self.read_widths, strict=True)
         ]
         joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return joined.to(torch.promote_types(joined.dtype, torch.float32))
+        return joined.to(torch.promote_types(self.direction(0).dtype, torch.float32))
 
     @property
     def in_place(self) -> bool:

@@ -26,14 +26,25 @@ class LinearBasis(AdditiveBasis):
     def __init__(
         self,
         site: Site | str,
-        directions: Float[Tensor, "unit d"],
+        # Shapes stand above and are checked below, so that the error speaks the user's words.
+        directions: Tensor,
         *,
-        readers: Float[Tensor, "unit d"] | None = None,
-        centre: Float[Tensor, " d"] | None = None,
+        readers: Tensor | None = None,
+        centre: Tensor | None = None,
         name: str = "directions",
     ) -> None:
-        if not len(directions):
-            raise InputError(f"no directions at {site}; a basis has at least one unit")
+        if directions.dim() != 2 or not len(directions):
+            raise InputError(
+                f"a basis at {site} has at least one direction, [unit, d]; got shape {list(directions.shape)}"
+            )
+        for part, given, wanted in (
+            ("readers", readers, directions.shape),
+            ("centre", centre, directions.shape[1:]),
+        ):
+            if given is not None and given.shape != wanted:
+                raise InputError(
+                    f"{part} at {site}: the directions ask for shape {list(wanted)}, got {list(given.shape)}"
+                )
         if not bool(torch.isfinite(directions).all()):
             raise InputError(f"the directions at {site} hold NaN or infinity")
         super().__init__((site,), (directions.shape[1],), directions, centre)

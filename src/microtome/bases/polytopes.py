@@ -22,12 +22,12 @@ from pydantic import Field
 from torch import Tensor
 
 from microtome.bases import k_means, nonnegative_factors
-from microtome.bases.basis import Basis
+from microtome.bases.additive import AdditiveBasis
 from microtome.bases.rows import Rows, chunks
 from microtome.core.config import Config as BaseConfig
 from microtome.core.config import Seed
 from microtome.core.errors import InputError
-from microtome.core.site import Site, as_site
+from microtome.core.site import Site
 
 
 class Config(BaseConfig):
@@ -38,9 +38,9 @@ class Config(BaseConfig):
     seed: Seed = Field(0, description="Of clusters and factors.")
 
 
-class Polytopes(Basis):
+class Polytopes(AdditiveBasis):
     """Reads what neurons are driven by, before they switch. patterns `[unit, neuron]`: the share of each neuron that is
-    on in a unit's polytopes. written `[unit, d]` and centre: what units make of the values."""
+    on in a unit's polytopes. written `[unit, neuron]` and centre: what units make of the values."""
 
     name = "polytopes"
 
@@ -52,16 +52,9 @@ class Polytopes(Basis):
         centre: Float[Tensor, " neuron"],
         compositional: bool,
     ) -> None:
-        self.n_units, width = patterns.shape
-        self.reads = self.writes = (as_site(site),)
-        self.read_widths = self.write_widths = (width,)
-        self.n_parameters = patterns.numel() + written.numel() + width
-        self.patterns, self.written, self.centre, self.compositional = (
-            patterns,
-            written,
-            centre,
-            compositional,
-        )
+        super().__init__((site,), (patterns.shape[1],), written, centre)
+        self.n_parameters += patterns.numel()
+        self.patterns, self.compositional = patterns, compositional
 
     def encode(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows unit"]:
         on = (values > 0).to(values.dtype)
@@ -71,16 +64,6 @@ class Polytopes(Basis):
         codes = on.new_zeros(len(chosen), self.n_units)
         codes[torch.arange(len(chosen)), chosen] = 1.0
         return codes.reshape(*on.shape[:-1], self.n_units)
-
-    def decode(self, codes: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows d_write"]:
-        return codes @ self.written + self.centre
-
-    def direction(self, unit: int) -> Float[Tensor, " d_write"]:
-        self.unit(unit)
-        return self.written[unit]
-
-    def directions(self) -> Float[Tensor, "unit d_write"]:
-        return self.written
 
 
 def fit(values: Rows, site: Site | str, config: Config | None = None) -> Polytopes:

@@ -81,22 +81,25 @@ class Splice(Edit):
                     f"{self!r}: the change returned codes of shape {list(changed.shape)}, given {list(codes.shape)}; "
                     "a change must keep the shape"
                 )
-        written = self._written(rows, changed, place)
+        new = self._written(rows, changed, place)
         if isinstance(self.error, Tensor):
-            new = written + as_rows(self.error, own.shape[-1], self.site).to(written)
-        elif self.error == "drop":
-            new = written
-        else:
-            plain = written if changed is codes else self._written(rows, codes, place)
+            new = new + self._given(self.error, own)
+        elif self.error != "drop":
+            plain = new if changed is codes else self._written(rows, codes, place)
             # Differences first: one that is zero then changes no bit of the value.
-            new = own + (written - plain) if self.error == "keep" else written + (own - plain).detach()
+            new = own + (new - plain) if self.error == "keep" else new + (own - plain).detach()
+        return new.reshape(value.shape).to(value.dtype)
+
+    def _given(self, error: Tensor, own: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """The error to put in, one for each row and position."""
+        rows = as_rows(error, own.shape[-1], self.site).to(own)
         try:
-            return new.reshape(value.shape).to(value.dtype)
-        except RuntimeError as error:
+            return rows.expand_as(own)
+        except RuntimeError:
             raise EditError(
-                f"{self!r}: the error has shape {list(self.error.shape) if isinstance(self.error, Tensor) else []}, "
-                f"the values {list(value.shape)}; give one of the same rows and positions"
-            ) from error
+                f"{self!r}: the error has shape {list(error.shape)}, the values {list(own.shape)}; give one of the "
+                "same rows and positions"
+            ) from None
 
     def _written(
         self, rows: Float[Tensor, "*rows d_read"], codes: Float[Tensor, "*rows unit"], place: int
@@ -159,15 +162,13 @@ def splice(
         if isinstance(one, UnitEdit):
             one.check(basis.n_units)
     _check_order(basis)
-    errors: Sequence[Any] = [error] * len(basis.writes)
-    if not isinstance(error, (str, Tensor)):
-        errors = error
+    if isinstance(error, str) and error not in get_args(Error):
+        raise InputError(f"error={error!r}; it is one of {', '.join(get_args(Error))}, or values")
+    errors: Sequence[Any] = [error] * len(basis.writes) if isinstance(error, str | Tensor) else error
     if len(errors) != len(basis.writes):
         raise InputError(
             f"{basis.name} writes {len(basis.writes)} sites; got {len(errors)} errors, give one each"
         )
-    if isinstance(error, str) and error not in get_args(Error):
-        raise InputError(f"error={error!r}; it is one of {', '.join(get_args(Error))}, or values")
     return [
         Splice(
             site if positions is None else site.at(*positions),

@@ -6,9 +6,10 @@ A change takes the codes of a pass and returns others; `splice` puts it to work.
 the same codes, in their order. For other rows or other positions, use another splice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from operator import index
+from typing import Literal, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -38,7 +39,7 @@ class UnitEdit:
         """The codes after it. Raises `EditError` for a value that does not fit them."""
         if self.units is None:
             return self._changed(codes)
-        units = torch.tensor(self.units, device=codes.device)
+        units = torch.tensor(self.units, dtype=torch.long, device=codes.device)
         return codes.index_copy(-1, units, self._changed(codes.index_select(-1, units)))
 
     def _changed(self, chosen: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows unit"]:
@@ -83,7 +84,8 @@ class UnitEdit:
         return f"{self.origin or self.how}({which}, {value})"
 
 
-Units = int | Sequence[int] | None
+Units = SupportsIndex | Iterable[SupportsIndex] | None
+"""One unit, or several, as any kind of whole number; `None` for all."""
 
 
 def zero(units: Units = None) -> UnitEdit:
@@ -134,7 +136,10 @@ def resample(units: Units, codes: Float[Tensor, "row *position unit"], seed: int
 def _named(units: Units) -> tuple[int, ...] | None:
     if units is None:
         return None
-    return (units,) if isinstance(units, int) else tuple(units)
+    try:
+        return (index(units),)  # type: ignore[arg-type]
+    except TypeError:
+        return tuple(map(index, units))  # type: ignore[arg-type]
 
 
 def _of(units: Units, codes: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows chosen"]:

@@ -2,10 +2,11 @@
 
     written = read · W + bias = Σ (read · left vector) · singular value · right vector + bias
 
-A basis of what lies between two sites of the model: `W_O` from `z` to `attn_out`, `W_out` from `mlp_post` to
-`mlp_out`, `W_V` from `attn_in` to `v_proj`, `W_in` (the gate, where there is one) from `mlp_in` to `mlp_pre`. With all
-its units it is the matrix itself; with the first few, the best matrix of that rank. Exact wherever nothing else stands
-between the two sites: not where a norm follows (post-norm families), which is refused.
+A basis of what lies between two sites of the model: `W_Q`, `W_K`, `W_V` from `attn_in` to `q_proj`, `k_proj`,
+`v_proj`; `W_O` from `z` to `attn_out`; `W_in` (the gate, where there is one) from `mlp_in` to `mlp_pre`; `W_out` from
+`mlp_post` to `mlp_out`. With all its units it is the matrix itself; with the first few, the best matrix of that rank.
+Exact wherever nothing else stands between the two sites: not where a norm follows (post-norm families), which is
+refused.
 """
 
 from typing import Final
@@ -23,11 +24,13 @@ from microtome.models.stream_parts import behind
 
 # What reads, what writes, and the bias that is added.
 _BETWEEN: Final[dict[str, tuple[str, str, str]]] = {
-    "W_O": ("z", "attn_out", "b_O"),
-    "W_out": ("mlp_post", "mlp_out", "b_out"),
+    "W_Q": ("attn_in", "q_proj", "b_Q"),
+    "W_K": ("attn_in", "k_proj", "b_K"),
     "W_V": ("attn_in", "v_proj", "b_V"),
+    "W_O": ("z", "attn_out", "b_O"),
     "W_in": ("mlp_in", "mlp_pre", "b_in"),
     "W_gate": ("mlp_in", "mlp_pre", "b_gate"),
+    "W_out": ("mlp_post", "mlp_out", "b_out"),
 }
 
 
@@ -87,7 +90,7 @@ def of_weight(model: Model, address: str, units: int | None = None) -> SingularV
         )
     if weight.name == "W_O":
         matrix = matrix.flatten(0, 1)
-    elif weight.name == "W_V":
+    elif matrix.dim() == 3:
         matrix = matrix.transpose(0, 1).flatten(1)
     name = f"{bias_name}.{weight.layer}"
     bias = (

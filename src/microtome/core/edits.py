@@ -213,6 +213,15 @@ class Function(Edit):
 KINDS: dict[str, type[Edit]] = {cls.kind: cls for cls in (Set, Zero, Noise, Add, Scale, Project, Swap)}
 
 
+def check(edits: object) -> None:
+    """Raise `EditError` for what is no list of edits: one edit alone, lists in a list, changes of units."""
+    if not isinstance(edits, Sequence) or not all(isinstance(one, Edit) for one in edits):
+        raise EditError(
+            f"{edits!r} is no list of edits. Lists are joined as [*splice(basis), *others]; what is to be done to "
+            "units goes into splice(basis, change=…)"
+        )
+
+
 def save(edits: Sequence[Edit], path: str | Path) -> None:
     """Write edits to one safetensors file. Raises `EditError` for a bare function, which is code and not data."""
     tensors: dict[str, Tensor] = {}

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from microtome.core.edits import Edit, Noise
+from microtome.core.edits import check as check_edits
 from microtome.core.errors import EditError, InputError
 from microtome.models.batch import Batch
 from microtome.models.finite import check_finite
@@ -50,6 +51,7 @@ def generate(
 
     Raises `InputError` for a model or text that cannot be continued, and what `Model.run` raises.
     """
+    check_edits(edit)
     inputs = _left(model, prepare(model, tokens, mask))
     assert inputs.ids is not None
     _check(model, inputs, new_tokens, edit, temperature)

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from microtome.core.edits import Edit
+from microtome.core.edits import check as check_edits
 from microtome.core.errors import FamilyError, InputError, SiteError
 from microtome.core.logits import LogitSelection, Metric
 from microtome.core.site import PARTS, Site, as_site
@@ -154,6 +155,7 @@ class Model:
         Raises `SiteError`, `EditError`, `InputError`, `NotFiniteError`; the module is left as it was in every case.
         """
         sites = [as_site(site) for site in read]
+        check_edits(edit)
         self._check_request(sites, metric, logits)
         inputs = self.inputs(tokens, mask)
         needs = None if metric is None else metric.needs
