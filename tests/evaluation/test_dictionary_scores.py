@@ -11,6 +11,7 @@ from microtome.bases.codes import SparseCodes
 from microtome.bases.linear import LinearBasis
 from microtome.core import plugins
 from microtome.core.errors import InputError, StoreError
+from microtome.core.shapes import Curve, Table
 from microtome.core.site import Site
 from microtome.dictionaries.activations import ReLU
 from microtome.dictionaries.dictionary import Dictionary
@@ -50,9 +51,18 @@ def test_a_dictionary_made_from_the_truth_beats_every_null() -> None:
     assert found.score("undershoot") == pytest.approx(0.05, abs=0.03)  # the bias takes 0.05 of about 1
     assert math.isnan(found.score("mcc", "shuffled values"))
     assert any("Not spliced" in note for note in found.notes)
-    table, histogram = found.shapes()
-    assert len(table.rows) == found.data.sizes["score"]  # type: ignore[union-attr]
-    assert float(histogram.y.sum()) == 32  # type: ignore[union-attr]
+    table, histogram, latents = found.shapes()
+    assert isinstance(table, Table)
+    assert isinstance(histogram, Curve)
+    assert isinstance(latents, Table)
+    assert {row[0] for row in table.rows} >= {"l0", "explained", "bits a row", "mcc", "best unit f1"}
+    assert histogram.series == ("dictionary", "random directions")
+    assert histogram.y.sum(1).tolist() == [32, 32]
+    assert {row[:2] for row in latents.rows} == {(f"feature {n}", f"u{n}") for n in range(5)}
+    for _, _, own, random, always, split in latents.rows:
+        assert own == pytest.approx(1.0, abs=0.02)
+        assert own > max(random, always)  # type: ignore[type-var]
+        assert split == 1
 
 
 def test_the_identity_in_a_language_model_loses_nothing() -> None:
@@ -64,6 +74,20 @@ def test_the_identity_in_a_language_model_loses_nothing() -> None:
     assert found.score("divergence_recovered", "random directions") < 0.9
     assert math.isnan(found.score("cross_entropy", "shuffled values"))
     assert found.data.attrs["rows"] == IDS.numel()
+
+
+def test_where_zero_does_not_hurt_the_report_says_so() -> None:
+    model = load(families.make("gpt2"))
+    basis = LinearBasis("resid_post.0", torch.eye(model.sizes["d_model"]))
+    config = Config(nulls=False)
+    likely = model.run(IDS, logits=True).logits
+    assert likely is not None
+    for chosen, said in ((likely.argmax(-1), False), (likely.argmin(-1), True)):
+        # Rows of two tokens whose second is the one that the model finds likeliest, or unlikeliest.
+        found = report(model, torch.stack([IDS[:, 0], chosen[:, 0]], 1), basis, config)
+        assert math.isnan(found.score("cross_entropy_recovered")) == said
+        assert any("does not raise the loss" in note for note in found.notes) == said
+        assert found.score("divergence_recovered") == pytest.approx(1.0, abs=1e-4)
 
 
 def test_labels_of_tokens_are_those_of_their_rows() -> None:

@@ -1,13 +1,17 @@
 """The identity loses nothing, nothing recovers nothing, and losses are those of running by hand."""
 
+import math
+
 import pytest
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from microtome.bases.linear import LinearBasis
 from microtome.core.edits import Zero
 from microtome.core.errors import InputError
 from microtome.core.site import Site
-from microtome.evaluation.spliced_loss import spliced_loss
+from microtome.evaluation.spliced_loss import SplicedLoss, spliced_loss
 from microtome.models.load import load
 from microtome.models.model import Model
 from models import families
@@ -19,18 +23,29 @@ def model(name: str) -> Model:
     return load(families.make(name))
 
 
+def likely(there: Model) -> Int[Tensor, "row column"]:
+    """What the model itself goes on with, so that it loses by being ablated."""
+    ids = IDS[:, :1]
+    for _ in range(8):
+        said = there.run(ids, logits=True).logits
+        assert said is not None
+        ids = torch.cat([ids, said[:, -1:].argmax(-1)], 1)
+    return ids
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "gemma2"])
 def test_the_identity_recovers_everything(name: str) -> None:
     there = model(name)
     d = there.sizes["d_model"]
-    found = spliced_loss(there, IDS, LinearBasis("resid_post.0", torch.eye(d)), rows=4)
+    ids = likely(there)
+    found = spliced_loss(there, ids, LinearBasis("resid_post.0", torch.eye(d)), rows=4)
     assert found.recovered == pytest.approx(1.0, abs=1e-4)
     assert found.divergence == pytest.approx(0.0, abs=1e-6)
     assert found.divergence_recovered == pytest.approx(1.0, abs=1e-4)
     assert (found.tokens, found.predicted) == (54, 48)
-    plain = there.run(IDS, logits=True).logits
+    plain = there.run(ids, logits=True).logits
     assert plain is not None
-    loss = torch.nn.functional.cross_entropy(plain[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+    loss = torch.nn.functional.cross_entropy(plain[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert found.plain == pytest.approx(float(loss), abs=1e-5)
 
 
@@ -45,6 +60,13 @@ def test_a_basis_that_says_nothing_is_the_ablation() -> None:
     assert ablated is not None
     loss = torch.nn.functional.cross_entropy(ablated[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
     assert found.ablated == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_where_the_ablation_does_not_hurt_there_is_nothing_to_recover() -> None:
+    harmless = SplicedLoss(3.0, 2.8, 2.5, 0.1, 0.4, tokens=9, predicted=8)
+    assert math.isnan(harmless.recovered)
+    assert harmless.divergence_recovered == pytest.approx(0.75)
+    assert SplicedLoss(3.0, 3.1, 3.4, 0.1, 0.4, tokens=9, predicted=8).recovered == pytest.approx(0.75)
 
 
 def test_more_components_recover_more() -> None:

@@ -124,13 +124,30 @@ def other(pairs: list[str]) -> dict[str, Any]:
 
 @contextmanager
 def progress(console: "Console") -> "Iterator[Progress]":
-    """A bar that is told what is done, how much of it, and of how much."""
+    """A bar that is told what is done, how much of it, and of how much; in a file, a line for each tenth."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    if not console.is_terminal:
+        yield tenths(console)
+        return
     form = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total}"))
     with Progress(*form, TimeRemainingColumn(), console=console, transient=True) as bar:
         shown = bar.add_task("", total=None)
         yield lambda what, done, of: bar.update(shown, description=what, completed=done, total=of)
+
+
+def tenths(console: "Console") -> "Progress":
+    """Says what is done where a further tenth of it is."""
+    last = ("", 0)
+
+    def tell(what: str, done: int, of: int) -> None:
+        nonlocal last
+        now = (what, 10 * done // max(1, of))
+        if now != last:
+            console.print(f"{what}: {done} of {of}", highlight=False)
+        last = now
+
+    return tell
 
 
 def read_source(plan: "Plan", out: Path, console: "Console", share: str = "rows") -> "Source":

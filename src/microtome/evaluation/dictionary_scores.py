@@ -31,7 +31,7 @@ from microtome.bases.basis import Basis
 from microtome.bases.codes import SparseCodes
 from microtome.bases.description_length import SLACK, description_length
 from microtome.bases.fitted import values_at
-from microtome.bases.reconstruction import DENSE, reconstruction
+from microtome.bases.reconstruction import DENSE, Reconstruction, reconstruction
 from microtome.core import config as base
 from microtome.core import result
 from microtome.core.card import Card
@@ -45,7 +45,7 @@ from microtome.dictionaries.dictionary import Dictionary
 from microtome.dictionaries.files import load
 from microtome.evaluation.absorption import absorption
 from microtome.evaluation.dictionary_nulls import gaussian, random_directions, shuffled
-from microtome.evaluation.known_latents import binary, known_latents
+from microtome.evaluation.known_latents import Probed, binary, known_latents
 from microtome.evaluation.planted_recovery import planted_recovery
 from microtome.evaluation.spliced_loss import spliced_loss
 from microtome.models.model import Model
@@ -121,7 +121,12 @@ class Known:
 @dataclass(frozen=True, eq=False)
 class Result(result.Result):
     """`value [score, against]`: NaN where not measured. `density [unit]`: share of rows in which a unit is on;
-    `strength [unit]`: its mean code there. Attributes: `rows`, `sites`, `name`."""
+    `strength [unit]`: its mean code there; `random_density [unit]`: of random directions, where they were scored.
+
+    Where latents are known: `latent_f1 [latent, against]` of the best unit; `latent_unit [latent]`, which one it is;
+    `latent_sign`, -1 where it tells by being low; `latent_split`, units it takes; `latent_chance`, of saying true
+    always. Attributes: `rows`, `sites`, `name`.
+    """
 
     def score(self, name: str, against: str = AGAINST[0]) -> float:
         """One number."""
@@ -132,34 +137,66 @@ class Result(result.Result):
         against = data["against"].values.tolist()
         rows: list[tuple[Cell, ...]] = []
         for name, found in zip(data["score"].values.tolist(), data["value"].values.tolist(), strict=True):
-            rows.append(
-                (
-                    _SHORT.get(name, name.replace("_", " ")),
-                    *(None if math.isnan(number) else number for number in found),
-                )
-            )
+            if name != "fvu":  # one minus what is explained
+                rows.append((_SHORT.get(name, name.replace("_", " ")), *map(_cell, found)))
         caption = (
-            f"{data.attrs['name']} at {data.attrs['sites']}, on {data.attrs['rows']} rows. explained: variance, "
-            "1 - fvu; bias: below 1 what is rebuilt is too small; loss: cross-entropy in nats, with the dictionary "
-            "spliced in, and with zero in its place; bits: for which units are on, for their codes, for the rest"
+            f"{data.attrs['name']} at {data.attrs['sites']}, on {data.attrs['rows']} rows. l0: units on in a row; "
+            "dead: share of units never on; dense: share on in many rows; explained: share of the variance; norm "
+            "ratio, cosine: of what is rebuilt to the values, means over rows; bias: below 1 what is rebuilt is too "
+            "small; loss: cross-entropy in nats a token, with the dictionary spliced in, and with zero in its place; "
+            "KL: from the model's own outputs, in nats a token; recovered: share of what zero costs; bits: a row, for "
+            "which units are on, for their codes, for the rest. –: not measured there"
         )
         title = "scores of the dictionary and its nulls"
-        return (Table(title, ("score", *against), tuple(rows), caption, self.notes), self.histogram())
+        told = Table(title, ("score", *against), tuple(rows), caption, self.notes)
+        return (told, self.histogram(), *([self.latents()] if "latent" in data.sizes else []))
 
     def histogram(self) -> Curve:
-        """How many units are on how often."""
-        density = self.data["density"].values
-        counts, edges = np.histogram(np.log10(density[density > 0]), _BINS)
-        dead = int((density == 0).sum())
+        """How many units are on how often, between the rarest and the most frequent."""
+        told = {AGAINST[0]: "density", AGAINST[1]: "random_density"}
+        density = {name: self.data[key].values for name, key in told.items() if key in self.data}
+        counts = np.array([np.histogram(np.log10(one[one > 0]), _BINS)[0] for one in density.values()])
+        some = np.flatnonzero(counts.sum(0))
+        shown = slice(some.min(), some.max() + 1) if len(some) else slice(0, 1)
+        dead = ", ".join(f"{int((one == 0).sum())} of the {name}" for name, one in density.items())
         return Curve(
             "how often units are on",
-            (edges[:-1] + edges[1:]) / 2,
-            counts[None].astype(float),
-            ("units",),
+            ((_BINS[:-1] + _BINS[1:]) / 2)[shown],
+            counts[:, shown].astype(float),
+            tuple(density),
             "log10 of the share of rows",
-            "units",
-            caption=f"{len(density)} units, {dead} never on; {self.data.attrs['rows']} rows",
+            f"units in a step of {_BINS[1] - _BINS[0]:g}",
+            caption=f"{self.data.sizes['unit']} units each on {self.data.attrs['rows']} rows. Never on, and not shown: "
+            f"{dead}",
         )
+
+    def latents(self) -> Table:
+        """How well the best unit tells each latent that is known, the best told first."""
+        data, against = self.data, self.data["against"].values.tolist()
+        f1 = data["latent_f1"].values
+        measured = [n for n in range(len(against)) if np.isfinite(f1[:, n]).any()]
+        signs = np.where(data["latent_sign"].values < 0, "-", "")
+        rows = tuple(
+            (
+                str(data["latent"].values[one]),
+                f"{signs[one]}u{int(data['latent_unit'].values[one])}",
+                *(_cell(float(f1[one, n])) for n in measured),
+                float(data["latent_chance"].values[one]),
+                int(data["latent_split"].values[one]),
+            )
+            for one in (-f1[:, 0]).argsort(kind="stable").tolist()
+        )
+        return Table(
+            "known latents: F1 of the best unit",
+            ("latent", "unit", *(against[n] for n in measured), "always true", "units it takes"),
+            rows,
+            "unit, sign and cut are chosen on one half of the rows and scored on the other; a unit with a minus tells "
+            "by being low; units it takes: the fewest that come within 0.03 of the best F1",
+        )
+
+
+def _cell(number: float) -> float | None:
+    return None if math.isnan(number) else number
 
 
 def run(model: Model, data: Any, config: Config | None = None) -> Result:
@@ -178,53 +215,32 @@ def report(
 ) -> Result:
     """Score any basis on a model's values. known: what else is known of the rows that the data gives."""
     config, known = config or Config(), known or Known()
-    notes: list[str] = []
     hashed = model_hash(model.module.state_dict())
+    notes = []
     trained_on = basis.provenance.model_hash if isinstance(basis, Dictionary) else ""
     if trained_on and trained_on != hashed:
-        notes.insert(
-            0, f"{basis.name} was trained on another model ({trained_on[:12]}) than it is scored on."
-        )
+        notes.append(f"{basis.name} was trained on another model ({trained_on[:12]}) than it is scored on.")
     with measure() as recorder, torch.no_grad():
         values, target, real, digest = _rows(model, data, basis, config, known.begins, recorder)
         known = replace(known, labels={name: label.flatten()[real] for name, label in known.labels.items()})
-        scores = {AGAINST[0]: _scores(basis, values, target, config, known)}
-        density = reconstruction(basis, values, target, config.dense)
+        bases = {AGAINST[0]: basis}
+        found = {AGAINST[0]: _scored(basis, values, target, config, known)}
         if config.nulls:
-            frozen = random_directions(basis, values, target, density.l0, config.seed)
-            scores[AGAINST[1]] = _scores(frozen, values, target, config, known)
-            both = torch.cat([values, target], 1)
-            for name, made in (
-                (AGAINST[2], shuffled(both, config.seed)),
-                (AGAINST[3], gaussian(both, config.seed)),
-            ):
-                read, wanted = made.split([values.shape[1], target.shape[1]], 1)
-                scores[name] = _scores(basis, read, read if basis.in_place else wanted, config, Known())
-            twin = random_twin(model, config.seed)
-            there, wanted, *_ = _rows(twin, data, basis, config, known.begins, recorder)
-            scores[AGAINST[4]] = _scores(basis, there, wanted, config, Known())
-        if config.splice and _predicts(model, data, basis):
-            bases = {AGAINST[0]: basis} | ({AGAINST[1]: frozen} if config.nulls else {})
-            ids = as_prompts(data, model.tokenizer)
-            places = range(1, ids.tokens.shape[1]) if known.begins and ids.mask is None else None
-            for name, one in bases.items():
-                scores[name] |= spliced_loss(model, data, one, config.rows, places).numbers()
-        elif config.splice:
-            notes.append("Not spliced: the model predicts no tokens at the rows given.")
-    names = list(scores[AGAINST[0]])
-    table = np.array([[found.get(name, np.nan) for found in scores.values()] for name in names])
-    strength = density.total.numpy() / np.maximum(density.counts.numpy(), 1)
+            on = found[AGAINST[0]].rebuilt.l0
+            bases[AGAINST[1]] = random_directions(basis, values, target, on, config.seed)
+            found[AGAINST[1]] = _scored(bases[AGAINST[1]], values, target, config, known)
+            both = values if basis.in_place else torch.cat([values, target], 1)
+            others = [make(both, config.seed) for make in (shuffled, gaussian)]
+            twin = _rows(random_twin(model, config.seed), data, basis, config, known.begins, recorder)
+            others.append(torch.cat(twin[:1] if basis.in_place else twin[:2], 1))
+            for name, made in zip(AGAINST[2:], others, strict=True):
+                read, wanted = made[:, : values.shape[1]], made[:, -target.shape[1] :]
+                found[name] = _scored(basis, read, wanted, config, Known())
+        if config.splice:
+            notes += _spliced(model, data, bases, config, known.begins, found)
     return Result.of(
         card,
-        xr.Dataset(
-            {
-                "value": (("score", "against"), table),
-                "density": ("unit", density.density.numpy()),
-                "strength": ("unit", strength),
-            },
-            {"score": names, "against": list(scores)},
-            {"rows": len(values), "sites": " ".join(map(str, basis.reads)), "name": basis.name},
-        ),
+        _dataset(basis, found, len(values)),
         config,
         Provenance(model.name, hashed, digest),
         recorder.cost(),
@@ -232,27 +248,88 @@ def report(
     )
 
 
-def _scores(
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """numbers: scores by name."""
+
+    numbers: dict[str, float]
+    rebuilt: Reconstruction
+    probed: Probed | None
+
+
+def _scored(
     basis: Basis,
     values: Float[Tensor, "row d_read"],
     target: Float[Tensor, "row d_write"],
     config: Config,
     known: Known,
-) -> dict[str, float]:
-    found = reconstruction(basis, values, target, config.dense).numbers()
-    found |= description_length(basis, values, target, config.slack).numbers()
+) -> _Scored:
+    rebuilt = reconstruction(basis, values, target, config.dense)
+    numbers = rebuilt.numbers() | description_length(basis, values, target, config.slack).numbers()
     if known.features is not None and known.coefficients is not None:
         codes = basis.encode_sparsely(values)
-        found |= planted_recovery(basis.directions(), codes, known.features, known.coefficients).numbers()
+        directions = basis.directions()
+        numbers |= planted_recovery(directions, codes, known.features, known.coefficients).numbers()
         if known.parents is not None:
             true = known.coefficients.dense() > 0
             parents = known.parents[known.parents >= 0].unique()
-            told = absorption(basis.directions(), codes, known.features, true)
-            found |= {"absorption_of_parents": float(told.absorbed[parents].sum() / told.true[parents].sum())}
+            told = absorption(directions, codes, known.features, true)
+            numbers["absorption_of_parents"] = float(told.absorbed[parents].sum() / told.true[parents].sum())
+    probed = None
     if known.labels:
         with suppress(InputError):  # every latent too rare on these rows: then there is nothing to score
-            found |= known_latents(basis.encode(values), binary(known.labels), seed=config.seed).numbers()
-    return found
+            probed = known_latents(basis.encode(values), binary(known.labels), seed=config.seed)
+            numbers |= probed.numbers()
+    return _Scored(numbers, rebuilt, probed)
+
+
+def _spliced(
+    model: Model,
+    data: Any,
+    bases: Mapping[str, Basis],
+    config: Config,
+    begins: bool,
+    found: Mapping[str, _Scored],
+) -> list[str]:
+    """Add the scores in the model to what was found, and say what they leave open."""
+    if not _predicts(model, data, bases[AGAINST[0]]):
+        return ["Not spliced: the model predicts no tokens at the rows given."]
+    ids = as_prompts(data, model.tokenizer)
+    places = range(1, ids.tokens.shape[1]) if begins and ids.mask is None else None
+    losses = {name: spliced_loss(model, data, basis, config.rows, places) for name, basis in bases.items()}
+    for name, loss in losses.items():
+        found[name].numbers.update(loss.numbers())
+    own = losses[AGAINST[0]]
+    if math.isfinite(own.recovered):
+        return []
+    return [
+        f"Zero in place of the values does not raise the loss ({own.plain:.3g} nats a token, {own.ablated:.3g} with "
+        "zero): on text that the model does not predict there is no cross-entropy to recover. The divergence tells."
+    ]
+
+
+def _dataset(basis: Basis, found: Mapping[str, _Scored], rows: int) -> xr.Dataset:
+    own = found[AGAINST[0]]
+    names, against = list(own.numbers), list(found)
+    table = [[one.numbers.get(name, np.nan) for one in found.values()] for name in names]
+    data: dict[str, Any] = {
+        "value": (("score", "against"), np.array(table)),
+        "density": ("unit", own.rebuilt.density.numpy()),
+        "strength": ("unit", own.rebuilt.total.numpy() / np.maximum(own.rebuilt.counts.numpy(), 1)),
+    }
+    if AGAINST[1] in found:
+        data["random_density"] = ("unit", found[AGAINST[1]].rebuilt.density.numpy())
+    coords: dict[str, Any] = {"score": names, "against": against}
+    if (probed := own.probed) is not None:
+        empty = np.full(len(probed.names), np.nan)
+        f1 = [empty if one.probed is None else one.probed.best_unit.numpy() for one in found.values()]
+        coords["latent"] = list(probed.names)
+        data["latent_f1"] = (("latent", "against"), np.array(f1).T)
+        for name, held in (("unit", probed.unit), ("sign", probed.sign), ("split", probed.split)):
+            data[f"latent_{name}"] = ("latent", held.numpy())
+        data["latent_chance"] = ("latent", probed.chance.numpy())
+    told = {"rows": rows, "sites": " ".join(map(str, basis.reads)), "name": basis.name}
+    return xr.Dataset(data, coords, told)
 
 
 def _rows(

@@ -5,7 +5,7 @@
 2. Cross-entropy: of the next token, the mean over all real tokens that have one. Divergence: KL from the plain model's
    next-token distribution to the other's, the mean over all real tokens.
 3. Recovered: how far the splice comes back from the ablation: (ablated - spliced) / (ablated - plain). 1: nothing is
-   lost; 0: no better than zero; below: worse.
+   lost; 0: no better than zero; below: worse. Where the ablation does not hurt there is no way to come back: NaN.
 
 Misleads where ablation hurts enormously, as in a whole residual stream: then 0.99 may hide a large loss, and the loss
 itself stands beside it.
@@ -41,12 +41,12 @@ class SplicedLoss:
 
     @property
     def recovered(self) -> float:
-        """Share of the cross-entropy; NaN where ablation changes nothing."""
+        """Share of the cross-entropy; NaN where the ablation does not raise it."""
         return _share(self.plain, self.spliced, self.ablated)
 
     @property
     def divergence_recovered(self) -> float:
-        """Share of the divergence."""
+        """Share of the divergence; NaN where the ablation changes nothing."""
         return _share(0.0, self.divergence, self.ablated_divergence)
 
     def numbers(self) -> dict[str, float]:
@@ -119,4 +119,4 @@ def _losses(
 
 
 def _share(best: float, found: float, worst: float) -> float:
-    return (worst - found) / (worst - best) if worst != best else float("nan")
+    return (worst - found) / (worst - best) if worst > best else float("nan")
