@@ -66,7 +66,7 @@ def train(
 
     from microtome.core.errors import InputError
     from microtome.dictionaries.parallel import learner
-    from microtome.dictionaries.processes import joined
+    from microtome.dictionaries.processes import joined, leave
     from microtome.store.whole_file import write_whole
     from microtome.studies.dictionary_page import report, summary
     from microtome.studies.dictionary_plan import Plan
@@ -91,14 +91,15 @@ def train(
     plan = Plan.of_file(config, said) if config is not None else Plan.read(said)
     if share not in ("rows", "units"):
         raise InputError(f"processes share rows or units, not {share}")
+    console = Console()
     try:
         with joined() as first:
-            console = Console(quiet=not first)
+            console.quiet = not first
             source = read_source(plan, out, console, share)
             with progress(console) as tell:
                 made = trained(plan, source, out, tell, learner(share))
         if not first:
-            return
+            leave()
         with progress(console) as tell:
             training = scored(plan, source, out, made, tell)
     except KeyboardInterrupt:

@@ -9,13 +9,15 @@
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 from torch import Tensor, distributed
 
-from microtome.core.errors import InputError
+from microtome.core.errors import InputError, MicrotomeError
 
 
 @contextmanager
@@ -29,11 +31,22 @@ def joined() -> Iterator[bool]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % cards)
     # By default tensors on a card meet by NCCL, which refuses two processes on one card, and others by gloo.
     distributed.init_process_group(None if cards >= int(os.environ["LOCAL_WORLD_SIZE"]) else "gloo")
+    rank = distributed.get_rank()
     try:
-        yield distributed.get_rank() == 0
+        yield rank == 0
         distributed.barrier()
+    except MicrotomeError as error:
+        raise type(error)(f"process {rank}: {error}") from error
     finally:
         distributed.destroy_process_group()
+
+
+def leave() -> NoReturn:
+    """End this process at once, in good order. Threads of gloo that still let go of tensors abort where they meet an
+    interpreter that ends (pytorch#190489)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def alone() -> bool:

@@ -25,7 +25,7 @@ from microtome.core.site import Site, as_site
 from microtome.dictionaries.layout import Layout
 from microtome.dictionaries.multi_site import staggered
 from microtome.dictionaries.recipe import Kind, Recipe
-from microtome.store.whole_file import write_whole
+from microtome.store.whole_file import PARTIAL, write_whole
 
 PLAN: Final = "plan.json"
 CORPUS: Final = "corpus"
@@ -168,5 +168,7 @@ def check(folder: Path, plan: Plan) -> None:
             raise StoreError(
                 f"{folder} holds another plan (other {', '.join(differs)}); give another folder, or the same plan"
             )
-    elif folder.exists() and any(one.name != CORPUS for one in folder.iterdir()):
+    elif folder.exists() and any(
+        one.name != CORPUS and not PARTIAL.fullmatch(one.name) for one in folder.iterdir()
+    ):
         raise StoreError(f"{folder} holds something else than a training; give another folder")

@@ -22,7 +22,7 @@ from microtome.core.site import Site
 from microtome.data.corpus_rows import CorpusRows
 from microtome.dictionaries import files
 from microtome.dictionaries.learner import Learner
-from microtome.dictionaries.processes import alone
+from microtome.dictionaries.processes import alone, in_turn
 from microtome.dictionaries.shared_rows import SharedHarvest, ShareOfRows
 from microtome.dictionaries.trainer import Trained, train
 from microtome.evaluation import dictionary_scores
@@ -95,7 +95,8 @@ def trained(
     """Train and keep. learner: of several processes that share the work, see `microtome.dictionaries.parallel`."""
     tell = progress or _silently
     recipes = plan.recipes()
-    claim(folder, plan)
+    with in_turn():
+        claim(folder, plan)
     return train(
         source.stream,
         list(recipes.values()),
