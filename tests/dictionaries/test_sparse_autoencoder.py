@@ -8,7 +8,7 @@ from microtome.core.answers import Directions
 from microtome.core.errors import InputError, NotFiniteError
 from microtome.core.result import Result
 from microtome.dictionaries import sparse_autoencoder
-from microtome.dictionaries.sparse_autoencoder import Config, fit
+from microtome.dictionaries.sparse_autoencoder import Config, fit, shortest
 from microtome.evaluation.marks import marks
 from microtome.testbeds.toys import planted_dictionary
 from microtome.testbeds.toys.planted_dictionary import SITE
@@ -35,11 +35,24 @@ def test_the_control_network_does_not_have_them() -> None:
     assert best.value < best.limit + 0.1
 
 
+@pytest.mark.parametrize("on", [2, 4])
+def test_so_many_units_are_on_as_let_rows_be_said_shortly(on: int) -> None:
+    """Of 16 orthogonal directions so many are in each row: fewer units leave some unsaid, more cost for nothing."""
+    draw = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(16, 16, generator=draw)).Q
+    which = torch.rand(600, 16, generator=draw).argsort(-1) < on
+    values = (which * (1 + torch.rand(600, 16, generator=draw))) @ directions
+    assert shortest(values, SITE, Config(width=24, steps=400, batch=64, rate=0.02)) == on
+
+
 def test_defaults_follow_the_width_of_the_site() -> None:
     values = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
     made = fit(values, SITE, Config(steps=5))
     assert made.n_units == 64
-    assert made.recipe["l0"] == 2
+    assert made.recipe["l0"] in (2, 4)
+    assert fit(values[:, :2], SITE, Config(steps=5)).recipe["l0"] == 1
+    assert fit(values, SITE, Config(width=3, steps=5)).recipe["l0"] == 2
+    assert fit(values[:3], SITE, Config(steps=5)).n_units == 64
 
 
 def test_the_same_seed_gives_the_same_result_and_it_is_registered(tmp_path: object) -> None:
