@@ -71,6 +71,30 @@ def test_the_pass_ends_at_the_last_layer_needed() -> None:
     assert reached == [0]
 
 
+def test_of_an_encoder_and_a_decoder_the_corpus_is_the_encoders_text() -> None:
+    model, rows = families.model("t5"), corpus_rows("documents")
+    site = as_site("encoder/resid_post.1")
+    got = torch.cat([one.values[site] for one in Harvest.of(model, rows, [site], together=3).passes()])
+    alone = []
+    for row in range(len(rows)):
+        ids = rows.batch([row]).ids
+        run = model.run({"input_ids": ids, "decoder_input_ids": families.ids(1, 2)}, [site])
+        alone.append(run[site][0])
+    assert torch.allclose(got, torch.cat(alone), atol=1e-5)
+    for sites in ([site, "resid_post.1"], [site.grad]):
+        with pytest.raises(SiteError, match="text of its encoder alone"):
+            Harvest.of(model, rows, sites)
+
+
+def test_a_model_that_sees_the_next_token_is_not_asked_for_its_loss() -> None:
+    model, rows = families.model("bert"), corpus_rows("documents")
+    with pytest.raises(InputError, match="sees the token that comes next"):
+        Harvest.of(model, rows, ["grad:resid_post.1"])
+    sites = ["resid_post.1", "grad:resid_post.1"]
+    own = Harvest.of(model, rows, sites, metric=lambda rows: next_token_loss(rows))
+    assert bool(own.one(0).values[as_site(sites[1])].any())
+
+
 def test_the_loss_of_a_row_without_targets_is_nothing() -> None:
     rows = corpus_rows("documents")
     batch = rows.batch([0, 2])

@@ -6,7 +6,8 @@
 3. What is kept are the columns that hold a token of the corpus: rows of numbers, each with that token's number.
 
 `grad:SITE` is the gradient of the corpus's next-token loss there (or of a metric of yours), a read like any other.
-Everything that keeps values stands on this: folders of values (`harvest_folder`), unit stores (`harvest_units`),
+Of an encoder–decoder, which reads two texts, the sites of the encoder are harvested, whose text the corpus is.
+Everything that keeps values stands on this: folders of values (`harvest_values`), unit stores (`harvest_units`),
 streams for training (`streams`).
 """
 
@@ -54,8 +55,9 @@ class Harvest:
     """Which sites of which model on which rows; nothing is run before `passes` is asked.
 
     together: how many rows a pass takes. dtype: of the values kept, by default the model's own. metric: what gradients
-    are of. Raises `SiteError` for sites without positions or with chosen ones, `InputError` for tokens and row lengths
-    that the model cannot read.
+    are of. Raises `SiteError` for sites without positions or with chosen ones, and for those of a decoder beside an
+    encoder; `InputError` for tokens and row lengths that the model cannot read, and for gradients of the next-token
+    loss where a model sees the next token.
     """
 
     model: Model
@@ -96,11 +98,26 @@ class Harvest:
                 f"the corpus has a vocabulary of {self.rows.corpus.vocabulary} tokens, {self.model.name} knows "
                 f"{sizes['d_vocab']}; tokenize the text for this model"
             )
+        gradients = any(site.gradient for site in self.sites)
+        if self._two_texts and (gradients or any(site.stack != "encoder" for site in self.sites)):
+            raise SiteError(
+                f"{self.model.name} is an encoder–decoder, and a corpus is the text of its encoder alone: harvest "
+                "sites such as encoder/resid_post.0, without gradients"
+            )
+        if gradients and self.metric is next_token_loss and not self.model.anatomy.family.causal:
+            raise InputError(
+                f"{self.model.name} sees the token that comes next, so the next-token loss says nothing of it; give a "
+                "metric of your own"
+            )
         if sizes["n_positions"] and self.rows.columns > sizes["n_positions"]:
             raise InputError(
                 f"rows of {self.rows.columns} columns are longer than the {sizes['n_positions']} positions of "
                 f"{self.model.name}; give fewer columns"
             )
+
+    @property
+    def _two_texts(self) -> bool:
+        return "encoder" in self.model.anatomies
 
     @property
     def n_passes(self) -> int:
@@ -130,7 +147,13 @@ class Harvest:
         start = number * self.together
         rows = self.rows.batch(np.arange(start, min(start + self.together, len(self.rows))))
         metric = self.metric(rows) if any(site.gradient for site in self.sites) else None
-        run = self.model.run(rows.ids, read=self.sites, mask=rows.mask, metric=metric)
+        if self._two_texts:
+            padding = {} if rows.mask is None else {"attention_mask": rows.mask}
+            # The pass ends before the decoder reads its text.
+            texts = {"input_ids": rows.ids, "decoder_input_ids": rows.ids[:, :1]} | padding
+            run = self.model.run(texts, read=self.sites)
+        else:
+            run = self.model.run(rows.ids, read=self.sites, mask=rows.mask, metric=metric)
         kept = (rows.token != NO_TOKEN).to(self.model.device)
         values = {site: self._kept(site, run[site], kept) for site in self.sites}
         return Pass(number, rows.token[rows.token != NO_TOKEN], values)
