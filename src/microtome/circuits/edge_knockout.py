@@ -8,7 +8,8 @@ Circuits are matrices of edges `[receiver, source]`. Both ends are fixed points 
 2. `denoise`: corrupt prompts run, and the kept edges carry the clean side's values.
 
 With values of the other side (resample) everything kept is the clean run and nothing kept the corrupt run, bit for
-bit. What cut edges carry is found once for all circuits of a call; a circuit is one pass.
+bit. What cut edges carry is found once for all circuits of a call; a circuit is one pass. Where memory allows, circuits
+share passes (`edge_tail`), which leave aside what no cut can change; a score is then that of its own pass to rounding.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from microtome.circuits.edge_cut import Ablation, Amounts
+from microtome.circuits.edge_cut import Amounts
 from microtome.circuits.edge_graph import EdgeGraph, Edges
 from microtome.circuits.edge_pairs import EdgePairs, require_gap
-from microtome.circuits.edge_run import EdgeRun
+from microtome.circuits.edge_tail import EdgeTail
 
 Kept = Edges
 Reduction = Literal["ratio of means", "mean of ratios"]
@@ -66,10 +67,26 @@ class EdgeKnockout:
 
     def scores(self, kept: Sequence[Kept]) -> Float[Tensor, "circuit row"]:
         """The metric of each pair with only these edges kept, for several circuits."""
-        columns: list[Tensor] = []
-        for run, ablation in self._held or self.pairs.batches():
-            columns.append(torch.stack([run.score(self._cut(one), ablation) for one in kept]))
-        return torch.cat(columns, dim=1).cpu()
+        found = torch.empty(len(kept), len(self.pairs.pairs))
+        inside = []
+        for number, one in enumerate(kept):
+            here = one & self.graph.allowed
+            if not here.any() or torch.equal(here, self.graph.allowed):
+                found[number] = self.whole if here.any() else self.empty
+            else:
+                inside.append(number)
+        if inside:
+            cuts = [self._cut(kept[number]) for number in inside]
+            found[inside] = torch.cat(
+                [batch.scores(cuts) for batch in self._held]
+                if self._held
+                else [
+                    torch.stack([run.score(cut, ablation) for cut in cuts])
+                    for run, ablation in self.pairs.batches()
+                ],
+                dim=1,
+            ).cpu()
+        return found
 
     def share(
         self, scores: Float[Tensor, "*circuit row"], reduction: Reduction = "ratio of means"
@@ -107,12 +124,17 @@ class EdgeKnockout:
     @cached_property
     def _ends(self) -> Float[Tensor, "2 row"]:
         every = self.graph.allowed
-        return self.scores([every, torch.zeros_like(every)])
+        ends = [self._cut(one) for one in (every, torch.zeros_like(every))]
+        batches = [(tail.run, tail.ablation) for tail in self._held] or self.pairs.batches()
+        columns = [torch.stack([run.score(cut, ablation) for cut in ends]) for run, ablation in batches]
+        return torch.cat(columns, dim=1).cpu()
 
     @cached_property
-    def _held(self) -> list[tuple[EdgeRun, Ablation]]:
+    def _held(self) -> list[EdgeTail]:
         """All batches with what their cut edges carry, where that fits memory; else none."""
         pairs = self.pairs.pairs
-        sites = len(self.graph.sources) + 4 * len(self.graph.readers)
+        sites = 2 * len(self.graph.sources) + 6 * len(self.graph.readers)
         bytes_ = 4 * pairs.clean.numel() * self.pairs.model.sizes["d_model"] * sites
-        return list(self.pairs.batches()) if bytes_ <= _HELD_BYTES else []
+        if bytes_ > _HELD_BYTES:
+            return []
+        return [EdgeTail(run, ablation, together=True) for run, ablation in self.pairs.batches()]

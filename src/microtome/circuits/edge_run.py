@@ -73,7 +73,7 @@ class EdgeRun:
     def score(self, cut: Amounts, ablation: Ablation) -> Float[Tensor, " row"]:
         """The metric of each row with these edges cut. One pass."""
         with torch.no_grad():
-            edits = CutPass(self.ends, cut, ablation, exact=True).edits()
+            edits = CutPass(self.ends, cut[None], ablation, exact=True).edits()
             return _metric(self.model.run(self.tokens, edit=edits, metric=self.metric, mask=self.mask))
 
     @torch.no_grad()
@@ -113,7 +113,7 @@ class EdgeRun:
         cut: where it is taken; nowhere cut by default. rules: go back by these instead of by the chain rule alone.
         gaps: what the edges' differences are, where they are not those of this very run.
         """
-        cutting = None if cut is None else CutPass(self.ends, cut, ablation, exact=False)
+        cutting = None if cut is None else CutPass(self.ends, cut[None], ablation, exact=False)
         run, pulled = self._back([] if cutting is None else cutting.edits(), gaps is None, cutting, rules)
         with torch.no_grad():
             found = self._contracted(
