@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from microtome.bases.splice import splice
+from microtome.core.edits import Zero
 from microtome.core.errors import InputError, StoreError
 from microtome.core.site import Site
 from microtome.dictionaries.activations import ReLU
@@ -56,6 +57,20 @@ def test_the_gradient_is_the_one_through_the_spliced_model(name: str, site: str)
     torch.testing.assert_close(mine, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=1e-3)
     assert float(theirs.abs().max()) > 0
     assert all(parameter.grad is None for parameter in model.module.parameters())
+
+
+def test_a_token_that_begins_a_row_is_left_as_it_is() -> None:
+    model, tokens = families.model("gpt2"), families.ids(rows=4)
+    stream = TokenStream(model, tokens, ["z.0"], together=4, also=["resid_post.1"], begins=True)
+    x = next(stream)
+    assert len(x) == stream.batch_rows == 4 * (tokens.shape[1] - 1)
+    loss = ModelLoss(stream, later=["resid_post.1"]).loss(x * 0, x)
+    at = Site.parse("z.0").at(*range(1, tokens.shape[1]))
+    run = model.run(stream.tokens, ["resid_post.1"], [Zero(at)], logits=True)
+    assert run.logits is not None
+    expected = divergence(stream.logits, run.logits[:, 1:])
+    expected += unexplained(run["resid_post.1"][:, 1:], stream.values[Site.parse("resid_post.1")])
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_what_is_rebuilt_perfectly_costs_nothing() -> None:

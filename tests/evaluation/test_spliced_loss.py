@@ -11,6 +11,8 @@ from microtome.bases.linear import LinearBasis
 from microtome.core.edits import Zero
 from microtome.core.errors import InputError
 from microtome.core.site import Site
+from microtome.dictionaries.activations import ReLU
+from microtome.dictionaries.dictionary import Dictionary
 from microtome.evaluation.spliced_loss import SplicedLoss, spliced_loss
 from microtome.models.load import load
 from microtome.models.model import Model
@@ -47,6 +49,37 @@ def test_the_identity_recovers_everything(name: str) -> None:
     assert plain is not None
     loss = torch.nn.functional.cross_entropy(plain[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert found.plain == pytest.approx(float(loss), abs=1e-5)
+
+
+@pytest.mark.parametrize("part", ["resid_post", "z"])
+def test_a_crosscoder_is_spliced_in_two_passes(part: str) -> None:
+    there = model("gpt2")
+    sites = (Site(part, 0), Site(part, 1))
+    ids = likely(there)
+    values = there.run(ids, sites).values
+    d = values[sites[0]][0, 0].numel()
+    keep = torch.eye(2 * d)
+    keep[d:] = 0  # the first site is kept, the second becomes zero
+
+    def crosscoder(decoder: Tensor) -> Dictionary:
+        zeros = torch.zeros(2 * d)
+        signed = torch.cat([torch.eye(2 * d), -torch.eye(2 * d)])
+        both = torch.cat([decoder, -decoder])
+        return Dictionary(
+            "cross", sites, sites, (d, d), (d, d), ReLU(), signed, torch.zeros(4 * d), both, zeros, zeros
+        )
+
+    whole = spliced_loss(there, ids, crosscoder(torch.eye(2 * d)), rows=4)
+    assert whole.recovered == pytest.approx(1.0, abs=1e-4)
+    assert whole.divergence == pytest.approx(0.0, abs=1e-6)
+    half = spliced_loss(there, ids, crosscoder(keep), rows=4)
+    assert half.spliced == pytest.approx(spliced_loss(there, ids, blank(sites[1], d)).spliced, abs=1e-5)
+    begun = spliced_loss(there, ids, crosscoder(keep), rows=4, positions=range(1, 9))
+    assert 0 < begun.divergence < half.divergence
+
+
+def blank(site: Site, d: int) -> LinearBasis:
+    return LinearBasis(site, torch.eye(d)[:1], readers=torch.zeros(1, d))
 
 
 def test_a_basis_that_says_nothing_is_the_ablation() -> None:

@@ -12,6 +12,7 @@ from microtome.data.corpus import Corpus
 from microtome.data.corpus_rows import CorpusRows
 from microtome.dictionaries import files
 from microtome.dictionaries.dictionary import Dictionary
+from microtome.dictionaries.end_to_end import ModelLoss
 from microtome.evaluation.dictionary_scores import Result
 from microtome.models.load import load
 from microtome.studies.dictionary_page import report, summary
@@ -105,6 +106,40 @@ def test_a_transcoder_reads_one_site_and_writes_another(tmp_path: Path) -> None:
     assert "Units at random" in report(training)
 
 
+KINDS = {
+    "crosscoder": {"site": "resid_post.0,resid_post.1"},
+    "skip transcoder": {"site": "mlp_in.0", "write": "mlp_out.0", "skip": True},
+    "cross-layer": {"site": ["mlp_in.0", "mlp_in.1"], "write": "mlp_out.0, mlp_out.1", "cross_layer": True},
+    "end to end": {"site": "resid_post.0", "end_to_end": True, "later": "resid_post.1"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_dictionaries_are_typed(tmp_path: Path, kind: str) -> None:
+    told = {"width": 24, "activation": "relu", "coefficient": "0.5", "steps": 3, "batch": 32, "nulls": False}
+    plan = Plan.read(told | KINDS[kind])
+    drawn = np.random.default_rng(0).integers(0, 50, 600)
+    rows = CorpusRows(Corpus.of([drawn], 50), 16)
+    there = source_of(plan, load(families.make("gpt2")), rows)
+    made = train_dictionaries(plan, there, tmp_path).trained[0]
+    dictionary, site = made.dictionary, Site.parse
+    assert dictionary.reads == tuple(map(site, plan.site))
+    assert dictionary.writes == tuple(map(site, plan.write or plan.site))
+    assert (dictionary.skip is not None) == plan.skip
+    assert made.recipe.name == "relu-w24-c0.5"
+    assert (made.recipe.coefficient, made.recipe.l0) == (0.5, None)
+    if plan.cross_layer:
+        assert dictionary.writes_of is not None
+        assert dictionary.writes_of.float().mean(0).tolist() == [0.5, 1.0]
+    if plan.end_to_end:  # the first loss is that of the model's outputs, not of values
+        target = there.target
+        assert isinstance(target, ModelLoss)
+        there.stream.seek(0)
+        values = next(iter(there.stream))
+        assert float(target.loss(values, values)) == pytest.approx(0.0, abs=1e-5)
+        assert float(target.loss(values * 0, values)) > 0.1
+
+
 def test_a_testbed_with_a_network_is_read_at_its_site(tmp_path: Path) -> None:
     plan = Plan.read({"testbed": "superposition/pentagon", "width": [8], "k": [1], "steps": 10, "batch": 64})
     there = source(plan)
@@ -122,6 +157,17 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         Plan.read(SMALL | {"width": []}).recipes()
     with pytest.raises(InputError, match="settings do not fit"):
         Plan.read(SMALL | {"recipe": {"colour": 1}}).recipes()
+    for said, words in (
+        ({"recipe": {"l0": 3}}, "said by k, not among the rest"),
+        ({"write": "mlp_out.0"}, "say by site where from"),
+        ({"site": "z.0", "skip": True}, "writes elsewhere than it reads"),
+        ({"site": "z.0", "cross_layer": True}, "two sites at least"),
+        ({"site": "z.0,z.1", "write": "z.0", "cross_layer": True}, "say pairs"),
+        ({"end_to_end": True}, "not on a testbed"),
+        ({"later": "z.0"}, "trained end to end"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Plan.read(SMALL | said)
     with pytest.raises(InputError, match="has no case"):
         Source.of_case("superposition/none", "", 64, 0)
     with pytest.raises(SiteError):
@@ -134,6 +180,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def test_folders_of_something_else_and_corrupt_ones_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "plan.json.abcdefgh.partial").write_text("killed")
     short = PLAN.model_copy(update={"steps": 10})
     train_dictionaries(short, source(), folder)
     with pytest.raises(StoreError, match="holds another plan"):
@@ -157,6 +205,9 @@ def test_a_plan_is_read_from_toml_and_single_fields_replaced(tmp_path: Path) -> 
     plan = Plan.of_file(path, {"width": ["32"], "k": ["2"]})
     assert (plan.width, plan.k, plan.testbed) == ((32,), (2.0,), "planted_dictionary/sparse")
     assert next(iter(plan.recipes().values())).initial == "data"
+    more = Plan.of_file(path, {"k": 2, "recipe": {"prefixes": "4,8"}, "width": 8})
+    (recipe,) = more.recipes().values()
+    assert (recipe.initial, recipe.prefixes) == ("data", (4, 8))
     with pytest.raises(InputError, match="cannot be read"):
         Plan.of_file(tmp_path / "none.toml")
     path.write_text("width = [")

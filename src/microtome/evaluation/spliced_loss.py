@@ -7,6 +7,9 @@
 3. Recovered: how far the splice comes back from the ablation: (ablated - spliced) / (ablated - plain). 1: nothing is
    lost; 0: no better than zero; below: worse. Where the ablation does not hurt there is no way to come back: NaN.
 
+A basis that writes sites before it has read all (a crosscoder) is spliced in two passes: what it makes of the values of
+a plain pass is put in their places.
+
 Misleads where ablation hurts enormously, as in a whole residual stream: then 0.99 may hide a large loss, and the loss
 itself stands beside it.
 """
@@ -19,9 +22,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from microtome.bases.basis import Basis
+from microtome.bases.basis import Basis, parted
 from microtome.bases.splice import splice
-from microtome.core.edits import Edit, Zero
+from microtome.core.edits import Edit, Set, Zero
 from microtome.core.errors import InputError
 from microtome.data.observed import Observed, as_prompts
 from microtome.models.model import Model
@@ -71,7 +74,8 @@ def spliced_loss(
     """
     prompts = as_prompts(data, model.tokenizer)
     zeros: list[Edit] = [Zero(site if positions is None else site.at(*positions)) for site in basis.writes]
-    ways: tuple[list[Edit], ...] = ([], splice(basis, error="drop", positions=positions), zeros)
+    late = any(read.depth > site.depth for site in basis.writes for read in basis.needed(site))
+    at_once = [] if late else splice(basis, error="drop", positions=positions)
     losses, divergences = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     counted = predicted = 0
     for start in range(0, len(prompts.tokens), rows):
@@ -79,7 +83,8 @@ def spliced_loss(
         mask = None if prompts.mask is None else prompts.mask[start : start + rows]
         real = torch.ones_like(ids).bool() if mask is None else mask.bool()
         plain: Tensor | None = None
-        for way, edits in enumerate(ways):
+        spliced_in = _made(model, ids, mask, basis, positions) if late else at_once
+        for way, edits in enumerate(([], spliced_in, zeros)):
             said = _distributions(model, ids, mask, edits)
             plain = said if plain is None else plain
             divergences[way] += float(_divergence(plain, said)[real].sum())
@@ -91,6 +96,29 @@ def spliced_loss(
     plain_loss, spliced, ablated = (losses / predicted).tolist()
     _, divergence, ablated_divergence = (divergences / counted).tolist()
     return SplicedLoss(plain_loss, spliced, ablated, divergence, ablated_divergence, counted, predicted)
+
+
+@torch.no_grad()
+def _made(
+    model: Model,
+    ids: Int[Tensor, "row column"],
+    mask: Int[Tensor, "row column"] | None,
+    basis: Basis,
+    positions: Sequence[int] | None,
+) -> list[Edit]:
+    """What a basis makes of the values of a plain pass, to be put in their places."""
+    values = model.run(ids, tuple(dict.fromkeys((*basis.reads, *basis.writes))), mask=mask).values
+    rows = basis.rows_of(values)
+    made = parted(basis.rebuilt(rows, basis.encode(rows)), basis.write_widths)
+    edits: list[Edit] = []
+    for site, part in zip(basis.writes, made, strict=True):
+        value = part.reshape(values[site].shape).to(values[site].dtype)
+        edits.append(
+            Set(site, value=value)
+            if positions is None
+            else Set(site.at(*positions), value=value[:, list(positions)])
+        )
+    return edits
 
 
 @torch.no_grad()

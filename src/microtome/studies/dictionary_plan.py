@@ -81,6 +81,17 @@ class Plan(base.Config):
             return [part.strip() for part in given.split(",") if part.strip()]
         return given if isinstance(given, list | tuple) else [given]
 
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _lists(cls, given: Any) -> Any:
+        """Words with commas as lists, as for the fields above."""
+        if not isinstance(given, dict):
+            return given
+        return {
+            name: one.split(",") if isinstance(one, str) and "," in one else one
+            for name, one in given.items()
+        }
+
     @model_validator(mode="after")
     def _fits(self) -> "Plan":
         if told := [name for name in _OWN if name in self.recipe]:
