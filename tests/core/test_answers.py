@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from microtome.core.answers import Directions, EdgeScores, NodeScores, Quantities
+from microtome.core.answers import Directions, EdgeScores, NodeScores, Quantities, UnitValues
 from microtome.core.errors import InputError, NotFiniteError
 from microtome.core.site import Site
 
@@ -23,3 +23,16 @@ def test_directions_stand_at_a_site() -> None:
         Directions(stream, np.zeros((2, 2, 2)))
     with pytest.raises(NotFiniteError):
         Directions(stream, np.full((1, 2), np.nan))
+
+
+def test_units_have_values_by_row_and_position() -> None:
+    stream = Site("resid_post", 0)
+    values = np.ones((2, 3, 4))
+    values[1, 2] = np.nan  # the second row has ended
+    assert UnitValues(stream, values).site == stream
+    with pytest.raises(InputError, match=r"expected \[row, position, unit\]"):
+        UnitValues(stream, values[0])
+    for wrong in (np.nan, np.inf):
+        values[0, 0, 1] = wrong
+        with pytest.raises(NotFiniteError, match="NaN where others have values"):
+            UnitValues(stream, values)

@@ -98,6 +98,15 @@ def test_a_method_runs_only_where_the_key_knows_of_its_claims() -> None:
     assert not checkable(scorecard, Truth(roles={"name_mover": ("z.0.h0",)}))
 
 
+def test_where_to_look_is_told_where_it_is_known_and_nobody_is_asked_where_it_is_not() -> None:
+    """A network without a map of parts has no middle: its labels alone do not say where units are to be found."""
+    found = case_of("superposition/square", 0)
+    method = plugins.method("independent_components")
+    assert questions(method, found, {}) == [{"site": "path:hidden"}]
+    assert checkable(method.card, Truth(labels=found.truth.labels))
+    assert questions(method, replace(found, truth=Truth(labels=found.truth.labels)), {}) == []
+
+
 def test_the_circuit_whose_worth_is_asked_for_is_named() -> None:
     found = case_of("interchange/first_is_last", 0)
     method = plugins.method("circuit_scores")
@@ -108,3 +117,5 @@ def test_the_circuit_whose_worth_is_asked_for_is_named() -> None:
     }
     assert questions(method, found, {"circuit": ("z.0.h0",)}) == [{}]
     assert questions(plugins.method("ablation"), found, {}) == [{}]
+    labels = replace(found, truth=Truth(labels=found.truth.labels))
+    assert questions(plugins.method("independent_components"), labels, {}) == [{}]  # its middle

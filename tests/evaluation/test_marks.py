@@ -17,6 +17,7 @@ from microtome.core.answers import (
     NodeScores,
     Quantities,
     RuleScores,
+    UnitValues,
 )
 from microtome.core.circuit import Circuit, Edge
 from microtome.core.site import Site
@@ -154,6 +155,45 @@ def test_directions_beside_random_ones(model: microtome.Model) -> None:
     often = marks(tuple(Directions(one, turned) for one in sites), alike, model)
     assert [one.limit for one in often] == pytest.approx([one.limit for one in once])
     assert not marks((Directions(site, true.numpy(), variable="b"),), truth, model)
+
+
+def test_latents_are_told_by_single_units(model: microtome.Model) -> None:
+    source = np.random.default_rng(0)
+    rare, often = (source.random((80, 5)) < share for share in (0.1, 0.9))
+    last = source.integers(0, 2, 80)
+    codes = source.standard_normal((80, 5, 12)).astype(np.float32)
+    codes[::2, 4] = np.nan  # every second row is shorter
+    units = [rare, ~often, np.zeros((80, 5))]
+    ends = np.where(np.arange(80) % 2, 4, 3)
+    units[2][np.arange(80), ends] = last
+    known = {"rare": rare, "often": often, "last": last}
+    truth = Truth(labels={name: torch.from_numpy(label.astype(np.int64)) for name, label in known.items()})
+
+    def asked(values: np.ndarray, truth: Truth = truth) -> dict[str, Mark]:
+        return named(marks((UnitValues(Site("resid_post", 0), values),), truth, model))
+
+    guess = asked(codes)["latents, F1 of the best unit"]
+    assert guess.value < guess.limit
+    assert guess.of == "3 latents, 360 rows, 12 units"
+    told = codes.copy()
+    for unit, value in enumerate(units):
+        told[..., unit] = np.where(np.isnan(codes[..., unit]), np.nan, value)
+    found = asked(told)
+    one, eight = found["latents, F1 of the best unit"], found["latents, F1 of the best eight"]
+    assert one.value == 1.0
+    assert eight.held_out
+    told[np.arange(80), ends, 2] = 0.0  # what is true of a row as a whole is asked of its last position
+    assert guess.limit < asked(told)["latents, F1 of the best unit"].value < 1.0
+    # What is nearly always true, whoever always says yes is nearly always right about.
+    always = Truth(labels={"often": truth.labels["often"]})
+    there = often[~np.isnan(codes[..., 0])].mean()
+    assert asked(codes, always)["latents, F1 of the best unit"].chance >= 2 * there / (1 + there) - 0.05
+    # Too rare to be scored, of other rows, or nothing known at all.
+    seldom = torch.zeros(80, 5, dtype=torch.long)
+    seldom[0, 0] = 1
+    for label in (seldom, truth.labels["rare"][:30]):
+        assert not asked(told, Truth(labels={"it": label}))
+    assert not asked(told, Truth())
 
 
 def test_quantities(model: microtome.Model) -> None:

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from microtome.bases.basis import Basis, as_rows
 from microtome.core import config as base
 from microtome.core import result
-from microtome.core.answers import Answer, Directions
+from microtome.core.answers import Answer, Directions, UnitValues
 from microtome.core.card import Card
 from microtome.core.cost import Recorder, measure
 from microtome.core.errors import InputError
@@ -44,6 +45,7 @@ class Config(base.Config):
     held_out: float = Field(0.2, ge=0, lt=1, description="Share of the rows put aside to measure on.")
     rows: int = Field(64, ge=1, description="Prompts in a pass; fewer need less memory.")
     control: bool = Field(True, description="Whether to fit shuffled values too.")
+    codes: bool = Field(False, description="Whether to keep how strongly each unit is on, in every row.")
     seed: base.Seed = Field(0, description="Of the split, the shuffling, and whatever the fit draws.")
 
 
@@ -54,12 +56,16 @@ Fit = Callable[[Tensor, Site, Any], Basis]
 class Result(result.Result):
     """`direction [unit, dimension]`; `density [unit]`, share of rows in which a unit is on; `strength [unit]`, the mean
     square of what it writes over the variance. Attributes: `site`, `n_fitted`, `n_measured`, `l0` (units on in a row),
-    `explained` and `explained_shuffled` (of the control; NaN without)."""
+    `explained` and `explained_shuffled` (of the control; NaN without). With `codes`, `code [row, position, unit]` too,
+    how strongly each unit is on; NaN where a row has ended."""
 
     def answers(self) -> tuple[Answer, ...]:
-        """The directions, at the site."""
-        found = self.data["direction"].values
-        return (Directions(Site.parse(self.data.attrs["site"]), found[np.linalg.norm(found, axis=1) > 0]),)
+        """The directions, at the site; and how strongly each unit is on, where that was kept."""
+        site, found = Site.parse(self.data.attrs["site"]), self.data["direction"].values
+        directions = Directions(site, found[np.linalg.norm(found, axis=1) > 0])
+        return (
+            (directions, UnitValues(site, self.data["code"].values)) if "code" in self.data else (directions,)
+        )
 
     def shapes(self) -> tuple[Shape, ...]:
         data = self.data
@@ -98,6 +104,7 @@ def run(card: Card, fit: Fit, model: Model, data: Any, config: Config) -> Result
         fitted, others, note = _parted(values, config)
         basis = fit(fitted, site, config)
         explained, codes = _explained(basis, fitted, others)
+        every = {"code": (("row", "position", "unit"), _every(basis, values))} if config.codes else {}
         shuffled = float("nan")
         if config.control:
             draw = torch.Generator().manual_seed(config.seed)
@@ -115,6 +122,7 @@ def run(card: Card, fit: Fit, model: Model, data: Any, config: Config) -> Result
                     "unit",
                     (codes.square().mean(0) * directions.square().sum(-1) / variance).float().numpy(),
                 ),
+                **every,
             },
             attrs={
                 "site": str(site),
@@ -196,3 +204,13 @@ def _explained(
     left = (others - basis.rebuilt(others, codes)).square().sum()
     total = (others - fitted.mean(0)).square().sum()
     return float(1 - left / total) if total > 0 else float("nan"), codes
+
+
+def _every(
+    basis: Basis, values: Float[Tensor, "batch position d"]
+) -> Float[NDArray[np.float32], "batch position unit"]:
+    """The codes of all rows, those that were fitted too."""
+    there = ~values.isnan().any(-1)
+    found = torch.full((*there.shape, basis.n_units), float("nan"))
+    found[there] = basis.encode(values[there]).float()
+    return found.numpy()

@@ -31,7 +31,7 @@ from microtome.models.model import Model
 
 __all__ = ["Config", "NonnegativeFactors", "Result", "card", "fit", "grading", "run"]
 
-grading = ({"control": False},)  # the grader has controls of its own
+grading = ({"control": False, "codes": True},)  # the grader has controls of its own
 
 card = Card(
     name="nonnegative_factors",
@@ -48,7 +48,7 @@ card = Card(
     causal="observation",
     locality="global",
     comprehensiveness="comprehensive",
-    claims=("directions",),
+    claims=("directions", "latents"),
 )
 
 

@@ -86,6 +86,24 @@ class Directions:
             raise NotFiniteError(f"the directions at {self.site} hold NaN or infinity")
 
 
+@dataclass(frozen=True, eq=False)
+class UnitValues:
+    """How strongly each unit at a site is on, `[row, position, unit]`, in the data that the method was run on; NaN
+    where a row has ended."""
+
+    site: Site
+    values: Float[NDArray[np.floating], "..."]  # [row, position, unit]: as above
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 3:
+            raise InputError(
+                f"units at {self.site} have values of shape {self.values.shape}, expected [row, position, unit]"
+            )
+        missing = np.isnan(self.values)
+        if np.isinf(self.values).any() or (missing.any(-1) != missing.all(-1)).any():
+            raise NotFiniteError(f"the units at {self.site} hold infinity, or NaN where others have values")
+
+
 @dataclass(frozen=True)
 class Quantities:
     """Single numbers by name. exact: those said to be exact, so that only rounding may separate them from the truth."""
@@ -98,7 +116,7 @@ class Quantities:
 
 
 Name = TypeVar("Name")
-Answer = NodeScores | EdgeScores | RuleScores | FoundCircuit | Directions | Quantities
+Answer = NodeScores | EdgeScores | RuleScores | FoundCircuit | Directions | UnitValues | Quantities
 
 
 def _finite(scores: Mapping[Name, float], what: str) -> None:

@@ -29,8 +29,8 @@ class Card:
     (`microtome.data.hypothesis`).
     causal, phase, locality, comprehensiveness: the taxonomy.
     claims: which of its claims an answer key can check (`Result.answers`): `nodes`, `edges`, `circuit`, `directions`,
-    `role:induction` (any role of heads), `rule:bigram` (any kind of rule), `quantity:direct` (quantities called
-    `direct.…`). None: it cannot be graded.
+    `latents` (told by single units), `role:induction` (any role of heads), `rule:bigram` (any kind of rule),
+    `quantity:direct` (quantities called `direct.…`). None: it cannot be graded.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Card:
         if strange := [claim for claim in self.claims if not _CLAIM.fullmatch(claim)]:
             raise PluginError(
                 f"the card of {self.name} claims {strange[0]!r}; a claim is nodes, edges, circuit, directions, "
-                "role:NAME, rule:NAME or quantity:NAME"
+                "latents, role:NAME, rule:NAME or quantity:NAME"
             )
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -77,7 +77,7 @@ class Card:
         return f"{self.causal}, {self.phase}, {reach}, {coverage}"
 
 
-_CLAIM = re.compile(r"nodes|edges|circuit|directions|(role|rule|quantity):[a-z][a-z0-9_]*")
+_CLAIM = re.compile(r"nodes|edges|circuit|directions|latents|(role|rule|quantity):[a-z][a-z0-9_]*")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "needs": get_args(Needs),
     "causal": get_args(Causal),

@@ -24,7 +24,7 @@ from microtome.models.model import Model
 
 __all__ = ["Config", "Result", "card", "fit", "grading", "run"]
 
-grading = ({"control": False},)  # the grader has controls of its own
+grading = ({"control": False, "codes": True},)  # the grader has controls of its own
 
 card = Card(
     name="random_dictionary",
@@ -41,7 +41,7 @@ card = Card(
     causal="observation",
     locality="global",
     comprehensiveness="comprehensive",
-    claims=("directions",),
+    claims=("directions", "latents"),
 )
 
 

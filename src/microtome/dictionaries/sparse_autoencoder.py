@@ -53,10 +53,10 @@ card = Card(
     causal="observation",
     locality="global",
     comprehensiveness="comprehensive",
-    claims=("directions",),
+    claims=("directions", "latents"),
 )
 
-grading = ({"control": False},)  # the grader has a control of its own
+grading = ({"control": False, "codes": True},)  # the grader has a control of its own
 
 TRIED: Final = 0.2
 """The share of the steps for which each number of units on is tried."""

@@ -39,6 +39,7 @@ KINDS = {
     "edges": ("circuit",),
     "circuit": ("circuit",),
     "directions": ("variables", "features"),
+    "latents": ("labels",),
     "role": ("roles",),
     "rule": ("rules",),
     "quantity": ("quantities",),
@@ -219,8 +220,10 @@ def _run(
 def questions(module: ModuleType, case: Case, given: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """What is asked for, and is not the answer: at which site directions are wanted, of which circuit the worth."""
     asks = {name for name in ("site", "circuit") if name in module.Config.model_fields and name not in given}
-    if "site" in asks and "directions" in module.card.claims:
-        return [{"site": site} for site in sites(case.truth)] or [{}]
+    if "site" in asks and {"directions", "latents"} & set(module.card.claims):
+        known = [{"site": site} for site in sites(case.truth)]
+        # Where nobody knows a site, a model with a map of parts has its middle; another has nowhere to look.
+        return known or ([{}] if case.model.anatomies else [])
     if "circuit" in asks and "quantity:circuit" in module.card.claims and case.truth.circuit is not None:
         parts = set(map(str, components(case.model)))
         return [{"circuit": tuple(node for node in case.truth.circuit.nodes if node in parts)}]

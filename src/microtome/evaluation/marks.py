@@ -6,11 +6,14 @@
     found circuit     circuit                  F1 of its nodes; of its edges                share of the true ones found
     directions        variables, features      mean cosine of each true one with its best; of a variable's
                                                subspace, how much of each lies inside      share with a cosine of 0.9
+    unit values       labels                   mean F1 of the best unit of each latent, chosen on
+                                               one half of the rows, scored on the other   F1 of the best eight
     quantities        quantities               1 − size of the error / size of the truth    share within 1 %
     exact quantities  quantities               share equal up to rounding
 
 Every score lies between 0 and 1, more is better, and comes with what luck gives: the same claims against a key whose
-entries are dealt out anew, many times. Its mean is chance, its 99th percentile what a guess rarely reaches. Held-out
+entries are dealt out anew, many times; of latents, what says always yes, or yes to as many rows as are true, whichever
+scores more. Its mean is chance, its 99th percentile what a guess rarely reaches. Held-out
 scores are not in the table that a method's author looks at (Goodhart).
 """
 
@@ -19,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy.stats import rankdata
@@ -33,7 +37,10 @@ from microtome.core.answers import (
     NodeScores,
     Quantities,
     RuleScores,
+    UnitValues,
 )
+from microtome.core.errors import InputError
+from microtome.evaluation.known_latents import binary, known_latents
 from microtome.models.components import components
 from microtome.models.model import Model
 from microtome.testbeds.case import Truth
@@ -43,6 +50,7 @@ QUANTILE: Final = 0.99
 ROUNDING: Final = 1e-4  # relative to the largest true quantity: sums over a network in float32
 CLOSE: Final = 0.01
 RECOVERED: Final = 0.9
+FEW_UNITS: Final = (1, 8)
 
 Name = TypeVar("Name")
 Draws = Float[NDArray[np.float64], " draw"]
@@ -96,6 +104,8 @@ def _compared(
         case Directions():
             # Streams of one network are much alike, so one guess has to do for all of its sites.
             yield from _directions(answer, truth, np.random.default_rng(seed))
+        case UnitValues():
+            yield from _latents(answer, truth, seed)
         case Quantities():
             yield from _quantities(answer, truth, random)
 
@@ -263,6 +273,49 @@ def _best(
     true: Float[NDArray[np.float64], "true d"], mine: Float[NDArray[np.float64], "found d"]
 ) -> Float[NDArray[np.float64], " true"]:
     found: NDArray[np.float64] = np.abs(true @ mine.T).max(axis=1)
+    return found
+
+
+def _latents(answer: UnitValues, truth: Truth, seed: int) -> Iterator[Mark]:
+    """Is there a unit, or a few, for each thing that is known to be true of a row?"""
+    codes = torch.tensor(answer.values, dtype=torch.float32)
+    there = codes.isfinite().all(-1)
+    labels = {
+        name: _of_positions(label, there)[there]
+        for name, label in truth.labels.items()
+        if label.shape in (there.shape, there.shape[:1])
+    }
+    if not labels:
+        return
+    try:
+        found = known_latents(codes[there], binary(labels), FEW_UNITS, seed)
+    except InputError:  # each is too rare, or too common, to be scored
+        return
+    scored = found.rows - found.rows // 2
+    always = found.chance.double().numpy()
+    true = np.maximum(1, np.rint(scored * always / (2 - always))).astype(np.int64)
+    hits = np.random.default_rng(seed).hypergeometric(
+        true, np.maximum(0, scored - true), true, (DRAWS, len(true))
+    )
+    luck = np.maximum(always, hits / true).mean(-1)
+    of = f"{len(always)} latents, {found.rows} rows, {codes.shape[-1]} units"
+    for name, values, held_out in (
+        ("best unit", found.best_unit, False),
+        ("best eight", found.best_k[:, -1], True),
+    ):
+        yield Mark(f"latents, F1 of the {name}", float(values.double().mean()), luck, of, held_out)
+
+
+def _of_positions(label: Tensor, there: Bool[Tensor, "row position"]) -> Float[Tensor, "row position"]:
+    """A label by position, NaN where undefined; what is true of a row as a whole is asked of its last position."""
+    value = label.double()
+    if not label.is_floating_point():
+        value = value.masked_fill(label == -1, float("nan"))
+    if value.dim() == 2:
+        return value
+    ends = there.long().cumsum(1).argmax(1)
+    found = torch.full(there.shape, float("nan"), dtype=value.dtype)
+    found[torch.arange(len(ends)), ends] = value
     return found
 
 

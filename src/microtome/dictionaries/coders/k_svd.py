@@ -46,10 +46,10 @@ card = Card(
     causal="observation",
     locality="global",
     comprehensiveness="comprehensive",
-    claims=("directions",),
+    claims=("directions", "latents"),
 )
 
-grading = ({"control": False, "rounds": 6},)  # the grader has a control of its own
+grading = ({"control": False, "codes": True, "rounds": 6},)  # the grader has a control of its own
 
 _POWER_STEPS = 3
 

@@ -50,10 +50,10 @@ card = Card(
     causal="observation",
     locality="global",
     comprehensiveness="comprehensive",
-    claims=("directions",),
+    claims=("directions", "latents"),
 )
 
-grading = ({"control": False},)  # the grader has a control of its own
+grading = ({"control": False, "codes": True},)  # the grader has a control of its own
 
 
 class Config(fitted.Config):
