@@ -62,10 +62,10 @@ class Result(result.Result):
     def answers(self) -> tuple[Answer, ...]:
         """The directions, at the site; and how strongly each unit is on, where that was kept."""
         site, found = Site.parse(self.data.attrs["site"]), self.data["direction"].values
-        directions = Directions(site, found[np.linalg.norm(found, axis=1) > 0])
-        return (
-            (directions, UnitValues(site, self.data["code"].values)) if "code" in self.data else (directions,)
-        )
+        said: list[Answer] = [Directions(site, found[np.linalg.norm(found, axis=1) > 0])]
+        if "code" in self.data:
+            said.append(UnitValues(site, self.data["code"].values))
+        return tuple(said)
 
     def shapes(self) -> tuple[Shape, ...]:
         data = self.data
