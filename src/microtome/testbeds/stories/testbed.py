@@ -50,6 +50,8 @@ card = TestbedCard(
 
 ROWS, SAMPLE, PAIRS = 16, 60, 24
 """Stories of a case, held-out stories for its evidence, and prompts of a task."""
+MANY = 64
+"""Stories of the fruit fly's case: dictionaries that are held to its latents have to be learnt from them."""
 NEEDED = 0.1
 TINY = tuple(name for name, settings in family.MEMBERS.items() if settings.layers < 3)
 FREE = "superposition-free"
@@ -108,11 +110,14 @@ def member(name: str, seed: int = 0, folder: Path | None = None, sample: int = 0
         evidence += more
     if shape.layers >= 3:
         evidence += [_score(report, behaviour, least=0.95) for behaviour in FLUENT]
-    return _stories(name, "foretells the next token of a story", model, evidence, sample, Truth(roles=roles))
+    task, rows = "foretells the next token of a story", MANY if name == family.BUNDLED else ROWS
+    return _stories(name, task, model, evidence, sample, Truth(roles=roles), rows)
 
 
-def _stories(name: str, task: str, model: Model, evidence: list[Evidence], seed: int, truth: Truth) -> Case:
-    corpus = documents(seed, 0, ROWS, "held-out")
+def _stories(
+    name: str, task: str, model: Model, evidence: list[Evidence], seed: int, truth: Truth, rows: int = ROWS
+) -> Case:
+    corpus = documents(seed, 0, rows, "held-out")
     known = replace(truth, labels=labels(corpus))
     return Case(f"{card.name}/{name}", task, model, known, tuple(evidence), tokens=_tokens(corpus), seed=seed)
 
