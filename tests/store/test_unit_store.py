@@ -77,6 +77,24 @@ def test_both_orders_are_the_matrix(
     }  # fmt: skip
 
 
+@settings(max_examples=8)
+@given(
+    st.integers(1, 80), st.integers(1, 5), st.integers(1, 20), st.sampled_from([1, 9, 40]), st.integers(0, 99)
+)
+def test_the_bytes_do_not_depend_on_how_much_was_in_memory(
+    tmp_path_factory: pytest.TempPathFactory, n_tokens: int, n_units: int, batch: int, at_once: int, seed: int
+) -> None:
+    """Values of every size, whose sum depends on the order in which it is taken."""
+    random = np.random.default_rng(seed)
+    dense = random.normal(size=(n_tokens, n_units)) * 2.0 ** random.integers(-20, 14, (n_tokens, n_units))
+    found = []
+    for limit in (at_once, 10_000):
+        folder = tmp_path_factory.mktemp("units")
+        write(folder, dense.astype(np.float32), batch=batch, at_once=limit, gradients=True)
+        found.append([(folder / name).read_bytes() for name in (unit_files.BY_UNIT, unit_files.BY_TOKEN)])
+    assert found[0] == found[1]
+
+
 @given(st.lists(st.floats(width=16, allow_nan=False, allow_infinity=False), min_size=1))
 def test_packing_keeps_everything_and_sorts(values: list[float]) -> None:
     value = np.array(values, np.float16)
@@ -177,18 +195,41 @@ def test_contexts_stay_in_their_document_and_carry_the_units_values(
     assert len(found) == (dense[120:160] != 0).sum()
 
 
+@settings(max_examples=10)
+@given(st.integers(2, 60), st.integers(1, 5), st.integers(1, 5), st.integers(1, 70), st.integers(0, 99))
 def test_pairs_are_counts_and_pearsons_correlation(
-    store: UnitStore, dense: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory, n_tokens: int, mine: int, other: int, stretch: int, seed: int
 ) -> None:
-    monkeypatch.setattr("microtome.store.unit_pairs._ENTRIES", 100)
-    found = pairs(store, [4, 0, 2])
-    on = (dense != 0).astype(int)
-    assert np.array_equal(found.together, on[:, [4, 0, 2]].T @ on)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        want = np.corrcoef(dense.T.astype(np.float64))[[4, 0, 2]]
-    assert np.allclose(found.correlation, want, atol=1e-10, equal_nan=True)
+    """Within a basis and between two, in one stretch of tokens or in many, rare and constant units included."""
+    folder = tmp_path_factory.mktemp("units")
+    dense = [random_matrix(n_tokens, units, seed + units, 0.6) for units in (mine, other)]
+    dense[1][:, -1] = 0.1  # always the same
+    dense[0][:, 0] *= 1e-8  # on, and so little that float16 keeps nothing of it
+    for name, matrix in zip("ab", dense, strict=True):
+        write(folder / name, matrix)
+    one, two = (UnitStore.open(folder / name) for name in "ab")
+    chosen = np.random.default_rng(seed).permutation(mine)
+    kept = [matrix.astype(np.float16).astype(np.float64) for matrix in dense]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("microtome.store.unit_pairs._ENTRIES", stretch)
+        for theirs, there, values in ((None, dense[0], kept[0]), (two, dense[1], kept[1])):
+            found = pairs(one, chosen, theirs)
+            assert np.array_equal(found.together, ((dense[0] != 0).T.astype(int) @ (there != 0))[chosen])
+            with np.errstate(invalid="ignore", divide="ignore"):
+                want = np.corrcoef(kept[0].T, values.T)[:mine, mine:][chosen]
+            constant = (kept[0][:, chosen].std(0) == 0)[:, None] | (np.ptp(values, 0) == 0)
+            want[constant] = np.nan
+            assert np.allclose(found.correlation, want, atol=1e-9, equal_nan=True)
+
+
+def test_pairs_of_units_that_are_not_there_and_of_other_tokens_are_refused(
+    store: UnitStore, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=r"units 0 … 5; got 6"):
         pairs(store, [6])
+    write(tmp_path, random_matrix(399, 2))
+    with pytest.raises(StoreError, match="harvested on different tokens"):
+        pairs(store, [0], UnitStore.open(tmp_path))
 
 
 def test_a_third_party_reads_the_files(store: UnitStore) -> None:
@@ -270,6 +311,8 @@ def test_what_a_writer_refuses(tmp_path: Path) -> None:
             (one + 1, one + 1, value, r"units 0 … 3; got 4"),
             (one + 1, one, value * np.float32("nan"), "cannot be kept in float16"),
             (one + 1, one, value * np.float32(1e5), "a value of 100000 cannot be kept in float16"),
+            (np.array([4, 4]), np.array([2, 2]), value.repeat(2), "each unit once"),
+            (np.array([4, 4]), np.array([2, 1]), value.repeat(2), "each unit once"),
         ):
             with pytest.raises(InputError, match=message):
                 writer.append(token, unit, strength, seen=1)

@@ -54,8 +54,15 @@ def pairs(
         one = _matrix(store, first, stop)[:, chosen].T.tocsr()
         two = _matrix(other, first, stop)
         _add(products, one @ two)
-        _add(together, (one != 0).astype(np.int64) @ (two != 0).astype(np.int64))
+        _add(together, _on(one) @ _on(two))
     return Pairs(together, _correlation(products, store, chosen, other))
+
+
+def _on(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """1 wherever there is an entry, also one so small that its value is kept as zero."""
+    return sparse.csr_matrix(
+        (np.ones(matrix.nnz, np.int64), matrix.indices, matrix.indptr), shape=matrix.shape
+    )
 
 
 def _add(total: NDArray[Any], part: sparse.csr_matrix) -> None:

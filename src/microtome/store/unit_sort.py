@@ -61,6 +61,7 @@ def write_by_unit(
         arrays["starts"][:] = starts
         at = 0
         for unit in range(n_units):
+            first = at
             slices = [run["key"][run["starts"][unit] : run["starts"][unit + 1]] for run in runs]
             for piece in _in_order([one for one in slices if len(one)], at_once):
                 value, token, gradient = unpacked(piece)
@@ -69,10 +70,12 @@ def write_by_unit(
                 arrays["token"][at:stop] = token
                 if gradients:
                     arrays["gradient"][at:stop] = gradient
-                wide = value.astype(np.float64)
-                arrays["sum"][unit] += wide.sum()
-                arrays["squares"][unit] += wide @ wide
                 at = stop
+            # Of stretches that are always the same: the last bits of a sum depend on its order.
+            for low in range(first, at, AT_ONCE):
+                wide = arrays["value"][low : min(low + AT_ONCE, at)].astype(np.float64)
+                arrays["sum"][unit] += wide.sum()
+                arrays["squares"][unit] += np.square(wide).sum()
     for path in folder.glob("run-*"):
         path.unlink()
 

@@ -139,10 +139,8 @@ class UnitWriter(Holder):
                 "a batch has a token, a unit and a value for each entry, and gradients if they were announced"
             )
         if len(token):
-            if (
-                not self._next_token <= token[0] <= token[-1] < manifest.n_tokens
-                or (np.diff(token) < 0).any()
-            ):
+            steps = np.diff(token)
+            if not self._next_token <= token[0] <= token[-1] < manifest.n_tokens or (steps < 0).any():
                 raise InputError(
                     f"tokens must ascend from {self._next_token}, up to {manifest.n_tokens - 1}; got {token[0]} … "
                     f"{token[-1]}: harvest rows in order"
@@ -151,6 +149,8 @@ class UnitWriter(Holder):
                 raise InputError(
                     f"there are units 0 … {manifest.n_units - 1}; got {unit.min()} … {unit.max()}"
                 )
+            if ((steps == 0) & (np.diff(unit) <= 0)).any():
+                raise InputError("the units that are on at a token must ascend, each unit once")
             columns: _Columns = {
                 "token": token.astype(np.uint32),
                 "value": as_half(value),
