@@ -287,16 +287,18 @@ def _latents(answer: UnitValues, truth: Truth, seed: int) -> Iterator[Mark]:
     }
     if not labels:
         return
+    latents = binary(labels)
     try:
-        found = known_latents(codes[there], binary(labels), FEW_UNITS, seed)
+        found = known_latents(codes[there], latents, FEW_UNITS, seed)
     except InputError:  # each is too rare, or too common, to be scored
         return
-    scored = found.rows - found.rows // 2
     always = found.chance.double().numpy()
-    true = np.maximum(1, np.rint(scored * always / (2 - always))).astype(np.int64)
-    hits = np.random.default_rng(seed).hypergeometric(
-        true, np.maximum(0, scored - true), true, (DRAWS, len(true))
-    )
+    scored = np.array([int(latents[name].isfinite().sum()) for name in found.names]) / 2
+    true = np.maximum(1, np.rint(scored * always / (2 - always))).astype(
+        np.int64
+    )  # F1 = 2 true / (scored + true)
+    false = np.maximum(0, np.rint(scored) - true).astype(np.int64)
+    hits = np.random.default_rng(seed).hypergeometric(true, false, true, (DRAWS, len(true)))
     luck = np.maximum(always, hits / true).mean(-1)
     of = f"{len(always)} latents, {found.rows} rows, {codes.shape[-1]} units"
     for name, values, held_out in (
