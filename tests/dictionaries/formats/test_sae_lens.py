@@ -95,7 +95,6 @@ def same(found: Dictionary, folder: Path) -> None:
 CASES = [
     ("standard", D, {}),
     ("standard", D, {"apply_b_dec_to_input": False}),
-    ("standard", D, {"normalize_activations": "expected_average_only_in"}),
     ("jumprelu", D, {}),
     ("jumprelu", D, {"apply_b_dec_to_input": False}),
     ("topk", D, {"k": 4}),
@@ -149,6 +148,43 @@ def test_what_is_held_otherwise_comes_back_with_the_same_outputs(
     for mine, theirs in zip(forward(tmp_path / "back", x), forward(folder, x), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
     same(sae_lens.read(tmp_path / "back"), tmp_path / "back")
+
+
+@pytest.mark.parametrize("kind", ["standard", "gated", "jumprelu", "topk", "batchtopk"])
+@pytest.mark.parametrize("subtracts", [True, False])
+@pytest.mark.parametrize("way", ["expected_average_only_in", "covariance_whitening"])
+def test_a_checkpoint_on_scaled_values_is_read_for_own_values(
+    kind: str, subtracts: bool, way: str, tmp_path: Path
+) -> None:
+    flags = {"k": 4, "rescale_acts_by_decoder_norm": True} if "topk" in kind else {}
+    folder = stored(
+        tmp_path / "theirs", kind, apply_b_dec_to_input=subtracts, normalize_activations=way, **flags
+    )
+    x, mean = drawn(40, D, seed=9), 3 * drawn(D, seed=7)
+    with pytest.raises(StoreError, match=r"scaled before.*activation_scaler.json"):
+        sae_lens.read(folder)
+    if way == "covariance_whitening":
+        axes, sizes = torch.linalg.qr(drawn(D, D, seed=8))[0], drawn(D, seed=6).abs() + 0.5
+        matrix, back = axes / sizes, sizes[:, None] * axes.T
+        held = {"mean": mean, "matrix": matrix, "inverse_matrix": back}
+        save_file(
+            {name: tensor.double().contiguous() for name, tensor in held.items()},
+            folder / "activation_whitening.safetensors",
+        )
+        scaled, told = (x - mean) @ matrix, {"scaling_factor": None, "has_whitening": True}
+    else:
+        scaled, told = x * 0.37, {"scaling_factor": 0.37, "has_whitening": False}
+    (folder / "activation_scaler.json").write_text(json.dumps(told))
+    found = sae_lens.read(folder)
+    codes, made = forward(folder, scaled)
+    made = made @ back + mean if way == "covariance_whitening" else made / 0.37
+    torch.testing.assert_close(found.encode(x), codes, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.rebuilt(x, found.encode(x)), made, atol=1e-4, rtol=1e-4)
+    # What is written takes values as they are, and says so.
+    sae_lens.write(found, tmp_path / "back")
+    assert json.loads((tmp_path / "back/cfg.json").read_text())["normalize_activations"] == "none"
+    for mine, theirs in zip(forward(tmp_path / "back", x), (codes, made), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_half_precision_comes_back_as_it_was(tmp_path: Path) -> None:

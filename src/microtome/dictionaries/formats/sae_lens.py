@@ -6,6 +6,10 @@ What is written of a dictionary that was read here is what was read, bit for bit
 only: gated ones, whose r_mag stands in an exponent, and top-k ones whose units are ranked by decoder norm
 (`rescale_acts_by_decoder_norm`), which are held with the norms in the encoder.
 
+A checkpoint of a training whose values were scaled or whitened says so, and `activation_scaler.json` and
+`activation_whitening.safetensors` beside it say how: what is read takes values as the model has them, and so does what
+is written. Without these files it is refused.
+
 Not read: normalisation by each row's own norm (`layer_norm`, `constant_norm_rescale`), since what is decoded then
 depends on more than the codes; matching pursuit and temporal ones.
 """
@@ -28,6 +32,7 @@ from microtome.dictionaries.formats.hook_names import hook_of, site_of
 TITLE: Final = "sae_lens"
 LAYOUT: Final = "SAELens's layout: cfg.json beside sae_weights.safetensors"
 FILES: Final = ("cfg.json", "sae_weights.safetensors")
+SCALER: Final = ("activation_scaler.json", "activation_whitening.safetensors")
 
 _TRANSCODERS: Final = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 _KNOWN: Final = (
@@ -108,7 +113,37 @@ def read(path: str | Path, reads: Sites | None = None, writes: Sites | None = No
                 found = replace(found, activation=TopK(found.activation.k, found.activation.signed))
             elif "topk_threshold" in held:
                 found = replace(found, activation=activation)
+        return _for_own_values(found, told.get("normalize_activations"), folder)
+
+
+def _for_own_values(found: Dictionary, normalised: str | bool | None, folder: Path) -> Dictionary:
+    """The same for values as the model has them, where it was trained on values scaled, or whitened."""
+    if normalised in (None, "none", False):
         return found
+    if not (folder / SCALER[0]).exists():
+        raise StoreError(
+            f"{folder} was trained on values that were scaled before ({normalised}), and {SCALER[0]}, which says by "
+            'how much, is not there; put it beside, or {"scaling_factor": …} of your own in a file of this name'
+        )
+    scaler = foreign.settings(folder / SCALER[0], LAYOUT)
+    if normalised == "covariance_whitening":
+        held, _ = foreign.whole(foreign.tensors(folder / SCALER[1], LAYOUT))
+        mean, matrix, back = (held[name].double() for name in ("mean", "matrix", "inverse_matrix"))
+        return replace(
+            found,
+            encoder=(found.encoder.double() @ matrix.T).float(),
+            centre=(found.centre.double() @ back + mean).float(),
+            decoder=(found.decoder.double() @ back).float(),
+            decoder_bias=(found.decoder_bias.double() @ back + mean).float(),
+        )
+    factor = float(scaler["scaling_factor"])
+    return replace(
+        found,
+        read_scale=factor,
+        write_scale=factor,
+        centre=found.centre / factor,
+        decoder_bias=found.decoder_bias / factor,
+    )
 
 
 def _kind(told: dict[str, Any], folder: Path) -> str:
@@ -166,20 +201,23 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
     kind, extra = _described(found)
     held |= extra
     folder = Path(path)
-    told = kept | {
-        "d_in": sum(found.read_widths),
-        "d_sae": found.n_units,
-        "architecture": kind,
-        # A bias of zero is the same subtracted or not.
-        "apply_b_dec_to_input": bool(kept.get("apply_b_dec_to_input", False))
-        if not bool(found.decoder_bias.any())
-        else subtracts,
-    }
+    told = (
+        {"normalize_activations": "none"}
+        | kept
+        | {
+            "d_in": sum(found.read_widths),
+            "d_sae": found.n_units,
+            "architecture": kind,
+            # A bias of zero is the same subtracted or not.
+            "apply_b_dec_to_input": bool(kept.get("apply_b_dec_to_input", False))
+            if not bool(found.decoder_bias.any())
+            else subtracts,
+        }
+    )
     if not kept:
         told |= {
             "dtype": "float32",
             "device": "cpu",
-            "normalize_activations": "none",
             "reshape_activations": "none",
         }
         told["metadata"] = _metadata(found)
@@ -189,6 +227,8 @@ def write(dictionary: Dictionary, path: str | Path) -> None:
         told["d_out"] = sum(found.write_widths)
     if isinstance(found.activation, TopK):
         told["k"] = found.activation.k
+    if told["normalize_activations"] not in (None, False):
+        told["normalize_activations"] = "none"
     if "rescale_acts_by_decoder_norm" in told:
         told["rescale_acts_by_decoder_norm"] = False
     foreign.write_tensors(folder / FILES[1], foreign.stored_as(dictionary, TITLE, held))
