@@ -8,7 +8,7 @@ import pytest
 from microtome.core.errors import InputError, StoreError
 from microtome.core.shapes import Curve, Table
 from microtome.data.corpus import STRINGS, Corpus
-from microtome.store.unit_page import unit_list, unit_page
+from microtome.store.unit_page import unit_list, unit_page, unit_partners
 from microtome.store.unit_store import UnitStore
 from microtome.store.unit_writer import UnitWriter
 
@@ -49,6 +49,44 @@ def test_names_of_tokens_are_shown_where_there_are_any(store: UnitStore) -> None
         path.write_text(damaged)
         with pytest.raises(StoreError, match="remove it, and tokens are shown by number"):
             unit_page(UnitStore.open(store.folder), 0)
+
+
+def signed(folder: Path) -> UnitStore:
+    """20 tokens. Unit 0 from −9 to 10, unit 1 with a little below zero, 2 and 3 with unit 0 and against it, 4 alone."""
+    rising = np.arange(-9, 11.0)
+    low = np.where(rising < 0, -0.25, rising)
+    dense = np.stack([rising, low, 2 * rising, -rising, np.r_[np.zeros(19), 1]], 1)
+    with UnitWriter.open(folder / "toy", {}, n_units=5, n_tokens=20) as writer:
+        at, unit = np.nonzero(dense)
+        writer.append(at, unit, dense[at, unit].astype(np.float32), seen=20)
+        writer.seal()
+    Corpus.write([np.arange(20)], 20, folder / "corpus")
+    return UnitStore.open(folder / "toy")
+
+
+def test_of_a_unit_with_two_ends_both_are_shown(tmp_path: Path) -> None:
+    store = signed(tmp_path)
+    assert [shape.title for shape in unit_page(store, 0, top=3)] == [
+        "toy.u0: its values",
+        "toy.u0: its 3 largest values",
+        "toy.u0: its 3 smallest values",
+        "toy.u0: 1 random of each tenth of its values, seed 0",
+    ]
+    smallest = unit_page(store, 0, top=3)[2]
+    assert isinstance(smallest, Table)
+    assert [row[:3] for row in smallest.rows] == [(-9.0, 0, 0), (-8.0, 0, 1), (-7.0, 0, 2)]
+    assert not any("smallest" in shape.title for shape in unit_page(store, 1))
+    assert store.bottom(4, 9).value.tolist() == [1.0]
+
+
+def test_what_goes_with_a_unit_is_listed_by_correlation_of_either_sign(tmp_path: Path) -> None:
+    store = signed(tmp_path)
+    table = unit_partners(store, 0, 3)
+    assert [(row[0], row[2], row[3]) for row in table.rows] == [(2, 19, 19), (3, 19, 19), (1, 19, 19)]
+    assert [row[1] for row in table.rows[:2]] == pytest.approx([1, -1])
+    assert len(unit_partners(store, 0, 99).rows) == 4
+    with pytest.raises(InputError, match="units 0 … 4; got 5"):
+        unit_partners(store, 5)
 
 
 def test_units_that_never_or_always_do_the_same_have_a_page(store: UnitStore) -> None:

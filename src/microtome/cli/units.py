@@ -14,6 +14,9 @@ def units(
     unit: Annotated[int | None, typer.Argument(help="Which unit; left out, all are listed.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="How many examples, or how many units.")] = 10,
     order: Annotated[str, typer.Option(help="How units are listed: density, largest or number.")] = "density",
+    together: Annotated[
+        bool, typer.Option("--together", help="List the units that go with this one.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", "-s", help="Of the random examples.")] = 0,
     label: Annotated[
         str | None, typer.Option("--label", help="Say what the unit is; kept with the harvest.")
@@ -25,15 +28,16 @@ def units(
 ) -> None:
     """Show what a unit responds to, or list the units of a harvest."""
     from microtome.core.errors import InputError
+    from microtome.core.shapes import Shape
     from microtome.store.registry import Registry
     from microtome.store.unit_files import MANIFEST
-    from microtome.store.unit_page import unit_list, unit_page
+    from microtome.store.unit_page import unit_list, unit_page, unit_partners
     from microtome.store.unit_store import UnitStore
     from microtome.store.unit_tables import write_tables
     from microtome.view.terminal import terminal
 
-    if label is not None and unit is None:
-        raise InputError("a label is of one unit; name it")
+    if unit is None and (label is not None or together):
+        raise InputError(f"{'a label is' if label is not None else '--together asks'} of one unit; name it")
     folder = store = store.resolve()
     if not (store / MANIFEST).exists():
         found = sorted(path.parent for path in store.glob(f"*/{MANIFEST}"))
@@ -46,7 +50,13 @@ def units(
         for path in write_tables(opened, tables):
             Console().print(f"written: {path}", highlight=False, soft_wrap=True)
         return
-    shapes = (unit_list(opened, order, n),) if unit is None else unit_page(opened, unit, top=n, seed=seed)
+    shapes: tuple[Shape, ...]
+    if unit is None:
+        shapes = (unit_list(opened, order, n),)
+    elif together:
+        shapes = (unit_partners(opened, unit, n),)
+    else:
+        shapes = unit_page(opened, unit, top=n, seed=seed)
     console = Console()
     for shape in shapes:
         console.print(terminal(shape))

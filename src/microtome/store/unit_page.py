@@ -1,20 +1,22 @@
 """What is there to see of a unit? How often and how strongly it is on, on which texts: its strongest and others.
 
 Shapes, for a terminal, a notebook or a page. Beside the strongest examples stand random ones from each tenth of its
-values, because the strongest alone make most units look cleaner than they are.
+values, because the strongest alone make most units look cleaner than they are. A unit that goes as far below zero as
+above it, or half as far, has two ends; both are shown.
 """
 
 import numpy as np
 
 from microtome.core.errors import InputError
 from microtome.core.shapes import Curve, Shape, Table
+from microtome.store.unit_pairs import pairs
 from microtome.store.unit_store import OUTSIDE, Contexts, Entries, UnitStore
 
 
 def unit_page(
     store: UnitStore, unit: int, *, top: int = 10, each: int = 1, seed: int = 0
 ) -> tuple[Shape, ...]:
-    """A table of what it is, its histogram, its strongest examples, and `each` random ones of each tenth.
+    """Its histogram, its strongest examples on either side of zero, and `each` random ones of each tenth.
 
     Raises `InputError` for a unit that is not there.
     """
@@ -23,17 +25,18 @@ def unit_page(
     if not count:
         return (Table(name, ("",), (("never on",),), caption=f"at none of {seen} tokens"),)
     counts, edges = store.histogram(unit)
-    shown: tuple[Shape, ...] = (
-        _examples(store, unit, f"{name}: its {top} largest values", store.top(unit, top)),
-    )
+    shown: list[Shape] = []
     if len(counts) > 1:
         middle = ((edges[:-1] + edges[1:]) / 2).astype(np.float64)
         heights = counts.astype(np.float64)[None]
         caption = f"on at {count} of {seen} tokens ({count / seen:.3%}); zeros are not drawn"
-        shown = (
-            Curve(f"{name}: its values", middle, heights, ("tokens",), "value", "tokens", caption=caption),
-            *shown,
+        shown.append(
+            Curve(f"{name}: its values", middle, heights, ("tokens",), "value", "tokens", caption=caption)
         )
+    largest, smallest = store.top(unit, top), store.bottom(unit, top)
+    shown.append(_examples(store, unit, f"{name}: its {len(largest)} largest values", largest))
+    if smallest.value[0] < 0 and -2 * smallest.value[0] >= largest.value[0]:
+        shown.append(_examples(store, unit, f"{name}: its {len(smallest)} smallest values", smallest))
     parts = store.quantiles(unit, 10, each, seed)
     some = Entries(
         *(np.concatenate([getattr(part, column) for part in parts]) for column in ("token", "unit", "value"))
@@ -71,6 +74,28 @@ def _word(store: UnitStore, token: int) -> str:
     if token == OUTSIDE:
         return ""
     return f" {token}" if store.strings is None else store.strings[token]
+
+
+def unit_partners(store: UnitStore, unit: int, n: int = 10) -> Table:
+    """The units whose values go most with a unit's, in the same direction or in the opposite one.
+
+    Raises `InputError` for a unit that is not there.
+    """
+    found = pairs(store, [unit])
+    together, correlation = found.together[0], found.correlation[0]
+    strength = np.abs(correlation)
+    strength[unit] = np.nan
+    order = np.argsort(-strength, kind="stable")  # NaN last
+    rows = tuple(
+        (other, float(correlation[other]), int(together[other]), int(store.counts[other]))
+        for other in order[: min(n, np.isfinite(strength).sum())].tolist()
+    )
+    caption = (
+        f"{unit} is on at {store.counts[unit]} of {store.manifest.seen} tokens; where both are off counts too, and of "
+        "few tokens together little follows"
+    )
+    columns = ("unit", "correlation", "tokens together", "its tokens")
+    return Table(f"{store.folder.name}.u{unit}: what goes with it", columns, rows, caption=caption)
 
 
 def unit_list(store: UnitStore, order: str = "density", n: int = 20) -> Table:

@@ -1,7 +1,7 @@
 """What makes a unit respond? The sealed activations of a basis on a corpus, asked without running the model again.
 
     store = UnitStore.open("harvest/dictionary")
-    store.top(7, 20)             its strongest tokens: a slice
+    store.top(7, 20)             its strongest tokens: a slice; `bottom` for the other end
     store.quantiles(7)           tokens from every tenth of its values: not only the strongest
     store.histogram(7)           how its values are distributed
     store.contexts(7, tokens)    what stands around tokens, and the unit's value at each
@@ -143,6 +143,11 @@ class UnitStore:
         """Its k largest values."""
         start, stop = self._span(unit)
         return self._entries(unit, slice(start, min(stop, start + k)))
+
+    def bottom(self, unit: int, k: int = 20) -> Entries:
+        """Its k smallest values, the smallest first."""
+        start, stop = self._span(unit)
+        return self._entries(unit, np.arange(stop - 1, max(start, stop - k) - 1, -1))
 
     def quantiles(self, unit: int, bins: int = 10, each: int = 5, seed: int = 0) -> list[Entries]:
         """Random entries from each of so many equal parts of its values, the largest values first.
