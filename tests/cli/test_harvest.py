@@ -57,9 +57,9 @@ def test_values_and_units_are_kept_and_looked_at(
     words_around = [store.strings[token] if token >= 0 else "" for token in best.ids[0]]
     words_around[16] = f"»{words_around[16]}«"
     assert "".join(words_around).strip() in shown.output
-    shown = command("units", out / "mlp_post.0", "7", "--together", "-n", "2")
+    shown = command("units", out / "mlp_post.0", "7", "--partners", "-n", "2")
     assert "mlp_post.0.u7: what goes with it" in shown.output
-    assert "of one unit; name it" in command("units", out, "--together").output
+    assert "of one unit; name it" in command("units", out, "--partners").output
     shown = command("units", out / "mlp_post.0", "7", "--label", "animals [that] sit", "--author", "Ada")
     assert shown.exit_code == 0, shown.output
     assert ": animals [that] sit" in command("units", out, "7").output

@@ -14,8 +14,8 @@ def units(
     unit: Annotated[int | None, typer.Argument(help="Which unit; left out, all are listed.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="How many examples, or how many units.")] = 10,
     order: Annotated[str, typer.Option(help="How units are listed: density, largest or number.")] = "density",
-    together: Annotated[
-        bool, typer.Option("--together", help="List the units that go with this one.")
+    partners: Annotated[
+        bool, typer.Option("--partners", help="List the units that go with this one.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", "-s", help="Of the random examples.")] = 0,
     label: Annotated[
@@ -36,8 +36,8 @@ def units(
     from microtome.store.unit_tables import write_tables
     from microtome.view.terminal import terminal
 
-    if unit is None and (label is not None or together):
-        raise InputError(f"{'a label is' if label is not None else '--together asks'} of one unit; name it")
+    if unit is None and (label is not None or partners):
+        raise InputError(f"{'a label is' if label is not None else '--partners asks'} of one unit; name it")
     folder = store = store.resolve()
     if not (store / MANIFEST).exists():
         found = sorted(path.parent for path in store.glob(f"*/{MANIFEST}"))
@@ -53,7 +53,7 @@ def units(
     shapes: tuple[Shape, ...]
     if unit is None:
         shapes = (unit_list(opened, order, n),)
-    elif together:
+    elif partners:
         shapes = (unit_partners(opened, unit, n),)
     else:
         shapes = unit_page(opened, unit, top=n, seed=seed)
