@@ -54,6 +54,14 @@ def test_every_fit_is_offered_and_gives_a_basis_that_fits_its_site() -> None:
         assert basis.decode(codes).shape == values.shape
         assert basis.directions().shape == (basis.n_units, 6)
         torch.testing.assert_close(basis.direction(1), basis.directions()[1])
+        more = codes.index_add(1, torch.tensor([1]), torch.ones(300, 1))
+        added = basis.decode(more) - basis.decode(codes)
+        torch.testing.assert_close(added, basis.direction(1).expand(300, 6), atol=1e-5, rtol=1e-4)
+        sparse = basis.encode_sparsely(values)
+        torch.testing.assert_close(sparse.dense(), codes)
+        torch.testing.assert_close(basis.rebuilt_sparsely(values, sparse), basis.rebuilt(values, codes))
+        deep = basis.reconstruct(values.view(10, 30, 6))
+        torch.testing.assert_close(deep.flatten(0, 1), basis.reconstruct(values))
         assert basis.read_widths == (6,)
         with pytest.raises(InputError, match=f"units 0 … {basis.n_units - 1}"):
             basis.unit(basis.n_units)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from microtome.bases.description_length import description_length
 from microtome.bases.linear import LinearBasis
 from microtome.bases.reconstruction import reconstruction
 from microtome.core.errors import InputError, NotFiniteError
@@ -72,6 +73,24 @@ def test_units_are_counted_where_they_are_on() -> None:
     assert found.counts.tolist() == [4, 0, 3]
     assert found.total.tolist() == [6.0, 0.0, 6.0]
     assert [found.l0, found.dead, found.dense] == pytest.approx([7 / 4, 1 / 3, 1 / 3])
+
+
+class Counted(LinearBasis):
+    """Says how many rows it has coded."""
+
+    coded = 0
+
+    def encode(self, values: Tensor) -> Tensor:
+        self.coded += len(values)
+        return super().encode(values)
+
+
+def test_each_row_is_coded_once() -> None:
+    """Of bases that solve for their codes, coding is all the work."""
+    for measure in (reconstruction, description_length):
+        basis = Counted(SITE, torch.eye(6)[:4])
+        measure(basis, values())
+        assert basis.coded == 500
 
 
 def test_bad_rows_are_refused() -> None:

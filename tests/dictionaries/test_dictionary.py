@@ -92,6 +92,7 @@ def test_codes_are_the_same_dense_sparse_and_in_chunks(kind: str, monkeypatch: p
     assert torch.allclose(sparse.dense(), dense, atol=1e-6)
     expected = one.decode(dense) + values @ one.skip.mT if one.skip is not None else one.decode(dense)
     assert torch.allclose(one.reconstruct(values), expected, atol=1e-5)
+    assert torch.allclose(one.reconstruct(values.view(3, 3, -1)), expected.view(3, 3, -1), atol=1e-5)
 
 
 def test_the_formula_by_hand() -> None:

@@ -79,6 +79,12 @@ class Basis(ABC):
         """The same codes, zeros left out; a basis that never writes the zeros does it faster."""
         return SparseCodes.of(self.encode(values))
 
+    def rebuilt_sparsely(
+        self, values: Float[Tensor, "row d_read"], codes: SparseCodes
+    ) -> Float[Tensor, "row d_write"]:
+        """What `rebuilt` gives for the same codes written out."""
+        return self.rebuilt(values, codes.dense())
+
     def reconstruct(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows d_write"]:
         """What is written for what is read."""
         return self.rebuilt(values, self.encode(values))

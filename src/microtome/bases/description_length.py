@@ -82,10 +82,11 @@ def description_length(
     if not 0 < slack < 1:
         raise InputError(f"slack is the share of variance that may be wrong, between 0 and 1; got {slack}")
     size = max(1, CHUNK // basis.n_units)
-    parts = [basis.encode_sparsely(some) for some in values.split(size)]
+    some = values.split(size)
+    parts = [basis.encode_sparsely(rows) for rows in some]
     errors = [
-        (wanted - basis.reconstruct(some)).double()
-        for some, wanted in zip(values.split(size), target.split(size), strict=True)
+        (wanted - basis.rebuilt_sparsely(rows, codes)).double()
+        for rows, codes, wanted in zip(some, parts, target.split(size), strict=True)
     ]
     unit = torch.cat([part.unit for part in parts])
     strength = (

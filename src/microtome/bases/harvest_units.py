@@ -123,12 +123,7 @@ def _register(registry: Registry, basis: Basis, store: UnitStore) -> None:
         store=basis.name,
         told={"hash": told["basis"]["hash"], "corpus_hash": told["corpus_hash"]},
     )
-    counts, sums = store.counts, store.by_unit["sum"]
-    mean, largest = np.full(basis.n_units, np.nan), np.full(basis.n_units, np.nan)
-    on = counts > 0
-    mean[on] = sums[on] / counts[on]
-    largest[on] = store.by_unit["value"][store.by_unit["starts"][:-1][on]]
-    registry.set_statistics(basis.name, density=store.densities, mean=mean, largest=largest)
+    registry.set_statistics(basis.name, density=store.densities, mean=store.means, largest=store.largest)
 
 
 @torch.no_grad()

@@ -96,7 +96,7 @@ def reconstruction(
         codes = basis.encode_sparsely(some)
         counts += torch.bincount(codes.unit, minlength=basis.n_units).cpu()
         total += torch.bincount(codes.unit, codes.value.double(), minlength=basis.n_units).cpu()
-        back, real = basis.reconstruct(some).double(), wanted.double()
+        back, real = basis.rebuilt_sparsely(some, codes).double(), wanted.double()
         variance += float((real - mean).square().sum())
         error += float((real - back).square().sum())
         written += float(back.square().sum())

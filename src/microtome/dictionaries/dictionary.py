@@ -173,10 +173,17 @@ class Dictionary(Basis):
         """What `decode` gives for the same codes written out."""
         return codes.times(self.decoder) / self.write_scale + self.decoder_bias
 
-    def reconstruct(self, values: Float[Tensor, "row d_read"]) -> Float[Tensor, "row d_write"]:
-        """What is written for what is read, skip included; codes are kept sparse on the way."""
-        written = self.decode_sparsely(self.encode_sparsely(values))
+    def rebuilt_sparsely(
+        self, values: Float[Tensor, "row d_read"], codes: SparseCodes
+    ) -> Float[Tensor, "row d_write"]:
+        written = self.decode_sparsely(codes)
         return written if self.skip is None else written + values @ self.skip.mT
+
+    def reconstruct(self, values: Float[Tensor, "*rows d_read"]) -> Float[Tensor, "*rows d_write"]:
+        """What is written for what is read, skip included; codes are kept sparse on the way."""
+        rows = values.reshape(-1, values.shape[-1])
+        written = self.rebuilt_sparsely(rows, self.encode_sparsely(rows))
+        return written.reshape(*values.shape[:-1], -1)
 
     def rebuilt(
         self, values: Float[Tensor, "*rows d_read"], codes: Float[Tensor, "*rows unit"]

@@ -5,7 +5,10 @@ values, because the strongest alone make most units look cleaner than they are. 
 above it, or half as far, has two ends; both are shown.
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from microtome.core.errors import InputError
 from microtome.core.shapes import Curve, Shape, Table
@@ -103,17 +106,19 @@ def unit_list(store: UnitStore, order: str = "density", n: int = 20) -> Table:
 
     Raises `InputError` for an order other than density, largest, number.
     """
-    counts, starts = store.counts, store.by_unit["starts"][:-1]
-    largest = np.full(store.n_units, -np.inf)
-    largest[counts > 0] = store.by_unit["value"][starts[counts > 0]]
-    orders = {"density": -counts, "largest": -largest, "number": np.arange(store.n_units)}
+    counts = store.counts
+    orders: dict[str, NDArray[Any]] = {
+        "density": -counts,
+        "largest": -store.largest,
+        "number": np.arange(store.n_units),
+    }
     if order not in orders:
         raise InputError(f"units are ordered by {', '.join(orders)}; got {order!r}")
     rows = []
     for unit in np.argsort(orders[order], kind="stable")[:n].tolist():
         contexts = store.contexts(unit, store.top(unit, 6).token, 0, 0)
         words = " ".join(repr(_word(store, token)) for token in contexts.ids[:, 0].tolist())
-        value = float(largest[unit]) if counts[unit] else None
+        value = float(store.largest[unit]) if counts[unit] else None
         rows.append((unit, float(store.densities[unit]), value, words))
     never = int((counts == 0).sum())
     seen = store.manifest.seen

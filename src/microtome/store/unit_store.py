@@ -70,7 +70,7 @@ class Contexts:
 
 @dataclass(frozen=True, eq=False)
 class UnitStore:
-    """The units of one basis on one corpus. counts: at how many tokens each unit is on."""
+    """The units of one basis on one corpus."""
 
     folder: Path
     manifest: UnitsManifest
@@ -127,12 +127,26 @@ class UnitStore:
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
+        """At how many tokens each unit is on."""
         return np.diff(self.by_unit["starts"])
 
     @property
     def densities(self) -> NDArray[np.float64]:
         """At which share of the tokens looked at each unit is on."""
         return self.counts / max(self.manifest.seen, 1)
+
+    @cached_property
+    def largest(self) -> NDArray[np.float32]:
+        """The largest value of each unit; NaN for one that is never on."""
+        found, on = np.full(self.n_units, np.nan, np.float32), self.counts > 0
+        found[on] = self.by_unit["value"][self.by_unit["starts"][:-1][on]]
+        return found
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """Of each unit's values where it is on; NaN for one that is never on."""
+        with np.errstate(invalid="ignore"):
+            return self.by_unit["sum"] / self.counts
 
     def entries(self, unit: int) -> Entries:
         """Everywhere a unit is on, largest value first."""

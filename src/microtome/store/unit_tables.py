@@ -32,15 +32,12 @@ def write_tables(store: UnitStore, folder: str | Path) -> tuple[Path, Path]:
     Raises `InputError` without pyarrow (the extra `parquet`), `StoreError` where the disk refuses.
     """
     folder = Path(folder)
-    on = store.counts > 0
-    largest = np.zeros(store.n_units, np.float32)
-    largest[on] = store.by_unit["value"][store.by_unit["starts"][:-1][on]]
     units: dict[str, NDArray[Any]] = {
         "unit": np.arange(store.n_units),
         "tokens": store.counts,
         "density": store.densities,
-        "mean": store.by_unit["sum"] / np.maximum(store.counts, 1),
-        "largest": largest,
+        "mean": np.nan_to_num(store.means),  # of a unit that is never on, 0
+        "largest": np.nan_to_num(store.largest),
     }
     _write(folder / UNITS, iter([units]))
     _write(folder / ENTRIES, _entries(store))
