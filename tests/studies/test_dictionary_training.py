@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from microtome.core.errors import InputError, SiteError, StoreError
+from microtome.core.shapes import Curve, Strip, Table
 from microtome.core.site import Site
 from microtome.data.corpus import Corpus
 from microtome.data.corpus_rows import CorpusRows
@@ -15,7 +16,7 @@ from microtome.dictionaries.dictionary import Dictionary
 from microtome.dictionaries.end_to_end import ModelLoss
 from microtome.evaluation.dictionary_scores import Result
 from microtome.models.load import load
-from microtome.studies.dictionary_page import report, summary
+from microtome.studies.dictionary_page import report, sections, summary
 from microtome.studies.dictionary_plan import Plan
 from microtome.studies.dictionary_sources import Source
 from microtome.studies.dictionary_training import source_of, train_dictionaries
@@ -46,11 +47,36 @@ def test_every_combination_is_trained_scored_and_kept(tmp_path: Path) -> None:
         assert scores.score("l0") <= 2.0
         assert 0.0 < scores.score("mcc") <= 1.0
         assert one.dictionary.provenance.model == PLAN.testbed
-    assert training.tree is not None
     assert len(summary(training).rows) == 2
     page = report(training)
     assert "topk-w32-k2" in page
     assert "https://" not in page
+
+
+def test_seeds_are_told_together_and_matched_and_random_directions_stand_beside(tmp_path: Path) -> None:
+    plan = PLAN.model_copy(
+        update={"width": (16,), "k": (1.0, 2.0), "seeds": (0, 1), "nulls": True, "steps": 10}
+    )
+    training = train_dictionaries(plan, source(plan), tmp_path)
+    shapes = {shape.title: shape for section in sections(training) for shape in section.shapes}
+    over = shapes["explained over units on in a row"]
+    assert isinstance(over, Curve)
+    assert over.series == ("topk, 16 units", "random directions, 16 units")
+    assert over.x.tolist() == [1.0, 2.0]
+    own = np.array([scores.score("explained_variance") for scores in training.scores]).reshape(2, 2)
+    random = [scores.score("explained_variance", "random directions") for scores in training.scores]
+    assert over.band is not None
+    np.testing.assert_allclose(over.y, [own.mean(1), np.reshape(random, (2, 2)).mean(1)])
+    np.testing.assert_allclose(over.band[0], np.stack([own.min(1), own.max(1)], -1))
+    loss = shapes["loss"]
+    assert isinstance(loss, Curve)
+    assert loss.series == ("topk-w16-k1", "topk-w16-k2")
+    assert loss.y[0, -1] == pytest.approx(np.mean([one.final.loss for one in training.trained[:2]]))
+    pairs = shapes["from seed to seed"]
+    assert isinstance(pairs, Table)
+    assert [row[:2] for row in pairs.rows] == [
+        (f"topk-w16-k{k}-s0 (16)", f"topk-w16-k{k}-s1 (16)") for k in (1, 2)
+    ]
 
 
 @pytest.mark.parametrize("stop", [17])
@@ -78,7 +104,17 @@ def test_a_model_on_a_corpus_with_units_in_their_context(tmp_path: Path) -> None
     assert scores.data.attrs["rows"] == sum(map(len, there.tokens)) == len(there.held_out)
     assert np.isfinite(scores.score("cross_entropy_recovered"))
     assert np.isfinite(scores.score("explained_variance", "random weights"))
-    assert "Units at random" in report(training)
+    strips = [s for section in sections(training) for s in section.shapes if isinstance(s, Strip)]
+    codes = training.trained[0].dictionary.encode(there.held_out)
+    assert strips
+    for strip in strips:
+        (shown,) = strip.values
+        unit = int(strip.title.removeprefix("unit "))
+        lines = strip.tokens.count("\n") + 1
+        assert lines == min(6, int((codes[:, unit] > 0).sum()))
+        assert np.nanmax(shown) == pytest.approx(float(codes[:, unit].max()))
+        text = [token for token, value in zip(strip.tokens, shown, strict=True) if not np.isnan(value)]
+        assert "".join(text[:6]) in "".join(token for row in there.tokens for token in row)
     # Rows held out are those of the model on text that is not streamed.
     values = there.model.run(there.data.tokens, read=["resid_post.0"])[Site.parse("resid_post.0")].flatten(
         0, 1

@@ -108,8 +108,8 @@ def train(
     page = out / "report.html"
     write_whole(page, report(training).encode())
     console.print(terminal(summary(training)))
-    for path in training.paths:
-        console.print(f"kept: {path}", highlight=False, soft_wrap=True)
+    kept = training.paths[0] if len(training.paths) == 1 else training.paths[0].parent
+    console.print(f"kept: {kept}", highlight=False, soft_wrap=True)
     console.print(f"The report: {page}", highlight=False, soft_wrap=True)
 
 
@@ -174,10 +174,8 @@ def read_source(plan: "Plan", out: Path, console: "Console", share: str = "rows"
         paths = [Path(path) for path in plan.corpus]
         found = read_corpus(loaded, paths, out / CORPUS, "", "text", plan.tokens)
     rows = rows_of(loaded, found, plan.columns, "packed")
-    unknown = getattr(loaded.tokenizer, "unk_token_id", None)
-    if unknown is not None and (strange := float((found.tokens == unknown).mean())) > 0.01:
-        console.print(
-            f"{strange:.0%} of the tokens are unknown to the tokenizer: it reads another text than you"
-        )
     console.print(f"{found.n_tokens} tokens in {len(found)} documents, {len(rows)} rows", highlight=False)
-    return source_of(plan, loaded, rows, share)
+    source = source_of(plan, loaded, rows, share)
+    for note in source.notes:
+        console.print(note, highlight=False, style="yellow")
+    return source

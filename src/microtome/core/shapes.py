@@ -34,7 +34,10 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """Text with a value for every token, one line per named series: values `[series, token]`."""
+    """Text with a value for every token, one line per named series: values `[series, token]`.
+
+    A newline without a value (NaN) ends the line, and is not shown.
+    """
 
     title: str
     tokens: tuple[str, ...]
@@ -46,7 +49,10 @@ class Strip:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Named curves over one axis: y `[series, x]`, optional band `[series, x, (low, high)]`."""
+    """Named curves over one axis: y `[series, x]`, optional band `[series, x, (low, high)]`.
+
+    Lines join what is measured, across what is not (NaN).
+    """
 
     title: str
     x: NDArray[np.floating]

@@ -144,7 +144,7 @@ def matching_tree(
             f"{bases[0].name} writes {', '.join(map(str, bases[0].writes))}, {other[0].name} "
             f"{', '.join(map(str, other[0].writes))}; match dictionaries of the same sites"
         )
-    written = [basis.directions().detach().float() for basis in bases]
+    written = [basis.directions().detach().float().cpu() for basis in bases]
     return MatchingTree(
         tuple(basis.name for basis in bases),
         tuple(basis.n_units for basis in bases),

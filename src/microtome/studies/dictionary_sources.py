@@ -24,6 +24,7 @@ from microtome.bases.streams import ActivationStream, ArrayStream, Stream
 from microtome.core.errors import InputError
 from microtome.core.provenance import Provenance, model_hash
 from microtome.core.site import Site, as_site
+from microtome.data.corpus import Corpus
 from microtome.data.corpus_rows import NO_TOKEN, CorpusRows
 from microtome.data.prompts import Prompts
 from microtome.data.tokens import token_text
@@ -48,6 +49,7 @@ class Source:
     known: what scores are taken on.
 
     tokens: the data's tokens as text, a tuple for each of its rows, where there are any; those of `held_out`, in order.
+    notes: what a reader of any score should know of the data.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Source:
     tokens: tuple[tuple[str, ...], ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
     target: Target | OwnUnits = squared_error
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of_corpus(
@@ -137,6 +140,7 @@ class Source:
             Known(begins=rows.begin is not None),
             text,
             told,
+            notes=_strange(model, rows.corpus),
         )
 
     @classmethod
@@ -212,6 +216,17 @@ def _planted(bed: str, which: str, seed: int) -> Planted | None:
     if bed == "synthetic_benchmark" and which in settings:
         return synthetic_benchmark.SyntheticBenchmark(settings[which], seed)
     return None
+
+
+def _strange(model: Model, corpus: Corpus) -> tuple[str, ...]:
+    """A note, where more than one in a hundred tokens is none that the tokenizer knows."""
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    share = 0.0 if unknown is None else float((corpus.tokens == unknown).mean())
+    if share <= 0.01:
+        return ()
+    return (
+        f"{share:.0%} of the tokens are unknown to the tokenizer: {model.name} reads another text than you.",
+    )
 
 
 def _prompts(ids: Int[Tensor, "row column"], mask: Tensor | None, model: Model) -> Prompts:

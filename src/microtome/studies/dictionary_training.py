@@ -26,7 +26,6 @@ from microtome.dictionaries.processes import alone, in_turn
 from microtome.dictionaries.shared_rows import SharedHarvest, ShareOfRows
 from microtome.dictionaries.trainer import Trained, train
 from microtome.evaluation import dictionary_scores
-from microtome.evaluation.matching_tree import MatchingTree, matching_tree
 from microtome.models.model import Model
 from microtome.studies.dictionary_plan import Plan, claim
 from microtome.studies.dictionary_sources import Source
@@ -36,14 +35,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What came of a plan. scores, paths: in the order of `trained`. tree: where there are several dictionaries."""
+    """What came of a plan. scores, paths: in the order of `trained`."""
 
     plan: Plan
     source: Source
     trained: tuple[Trained, ...]
     scores: tuple[dictionary_scores.Result, ...]
     paths: tuple[Path, ...]
-    tree: MatchingTree | None
 
 
 def train_dictionaries(
@@ -129,8 +127,7 @@ def scored(
         result.save(folder / "scores" / one.recipe.name)
         scores.append(result)
         paths.append(path)
-    tree = matching_tree([one.dictionary for one in made]) if len(made) > 1 else None
-    return Training(plan, source, tuple(made), tuple(scores), tuple(paths), tree)
+    return Training(plan, source, tuple(made), tuple(scores), tuple(paths))
 
 
 def _silently(what: str, done: int, of: int) -> None:

@@ -278,7 +278,7 @@ def _table(table: Table) -> RenderableType:
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for column, cells in zip(table.columns, columns(table), strict=True):
         numeric = all(isinstance(cell, int | float | None) for cell in cells)
-        drawn.add_column(Text(visible(column)), justify="right" if numeric else "left")
+        drawn.add_column(Text(visible(column)), justify="right" if numeric else "left", overflow="fold")
     for row in table.rows:
         drawn.add_row(*(Text(cell_text(cell)) for cell in row))
     notes = [Text(f"· {visible(note)}", style="dim") for note in table.notes]

@@ -39,8 +39,8 @@ export function mount(el, source, state) {
     }
     const finite = values.filter(isFinite);
     let low = finite.reduce((a, b) => Math.min(a, b), Infinity), high = finite.reduce((a, b) => Math.max(a, b), -Infinity);
-    if (!finite.length) [low, high] = [0, 1];
     if (low > 0 && low < 0.35 * high) low = 0;
+    if (!finite.length || (!low && !high)) [low, high] = [0, 1];
     if (low === high) [low, high] = [low - (Math.abs(low) / 2 || 1), high + (Math.abs(high) / 2 || 1)];
     const width = Math.max(280, el.clientWidth);
     height = Math.round(Math.min(340, Math.max(220, width * 0.42)));
@@ -68,15 +68,8 @@ export function mount(el, source, state) {
       guide);
   }
 
-  function path(line, up) {
-    let pen = "M";
-    return order.map((i) => {
-      if (!isFinite(y(line, i))) return (pen = "M"), "";
-      const step = `${pen}${place(source.x.flat[i]).toFixed(1)} ${up(y(line, i)).toFixed(1)}`;
-      pen = "L";
-      return step;
-    }).join("");
-  }
+  const path = (line, up) => order.filter((i) => isFinite(y(line, i))).map((i, nth) =>
+    `${nth ? "L" : "M"}${place(source.x.flat[i]).toFixed(1)} ${up(y(line, i)).toFixed(1)}`).join("");
 
   function area(line, up) {
     const known = order.filter((i) => isFinite(edge(line, i, 0)) && isFinite(edge(line, i, 1)));

@@ -9,8 +9,8 @@ export function mount(el, source, state) {
   const at = (line, token) => flat[line * tokens.length + token];
   state.series = Math.min(state.series ?? 0, series.length - 1);
   const text = h("div", { class: "tokens", ...drawing("text with values", `${source.title}. ${tokens.length} tokens.`) });
-  const spans = tokens.map((token) => {
-    const span = h("span", {}, visible(token));
+  const spans = tokens.map((token, i) => {
+    const span = h("span", {}, token === "\n" && isNaN(at(0, i)) ? "" : visible(token));
     text.append(span, ...(token.includes("\n") ? [h("br")] : []));
     return span;
   });
