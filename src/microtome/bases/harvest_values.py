@@ -20,7 +20,8 @@ from typing import Any, Final, Self
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from microtome.bases.harvest import Harvest, Pass
@@ -136,39 +137,42 @@ class HarvestFolder:
 
     def tokens(self) -> Iterator[Int[Tensor, " token"]]:
         """Which tokens of the corpus the values belong to, shard by shard."""
-        for number in range(len(self.shards)):
-            yield self._load(number)["token"]
+        for (token,) in self._columns("token"):
+            yield token
 
     def values(self, site: Site | str) -> Iterator[Float[Tensor, "token d"]]:
         """Values at a site, shard by shard. Raises `InputError` for one that was not harvested."""
-        site = as_site(site)
-        if site not in self.sites:
-            raise InputError(f"{site} was not harvested; this folder holds {' '.join(map(str, self.sites))}")
-        for number in range(len(self.shards)):
-            yield self._load(number)[str(site)]
+        for (value,) in self._columns(self._harvested(as_site(site))):
+            yield value
 
     def attribution(self, site: Site | str) -> Iterator[Float[Tensor, "token d"]]:
         """Gradient times value, shard by shard: to first order, what the metric would lose without each number."""
         site = as_site(site)
-        for value, gradient in zip(self.values(site), self.values(site.grad), strict=True):
+        for value, gradient in self._columns(self._harvested(site), self._harvested(site.grad)):
             yield value * gradient
 
-    def _load(self, number: int) -> dict[str, Tensor]:
-        path = self.folder / _shard(number)
-        try:
-            found = load_file(path)
-        except (
-            Exception
-        ) as error:  # safetensors has its own errors for its format, and the system's for the file
-            raise StoreError(
-                f"{path} cannot be read ({error}); restore it from a copy, or harvest anew"
-            ) from error
-        lengths = {len(column) for column in found.values()}
-        if set(found) != {"token", *map(str, self.sites)} or lengths != {self.shards[number]}:
-            raise StoreError(
-                f"{path} does not belong to this harvest; restore it from a copy, or harvest anew"
-            )
-        return found
+    def _harvested(self, site: Site) -> str:
+        if site not in self.sites:
+            raise InputError(f"{site} was not harvested; this folder holds {' '.join(map(str, self.sites))}")
+        return str(site)
+
+    def _columns(self, *names: str) -> Iterator[list[Tensor]]:
+        """Some columns of each shard; the others are not read."""
+        for number, length in enumerate(self.shards):
+            path = self.folder / _shard(number)
+            try:
+                with safe_open(path, framework="pt") as file:
+                    lengths = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118
+                    if lengths != dict.fromkeys(("token", *map(str, self.sites)), length):
+                        raise StoreError(
+                            f"{path} does not belong to this harvest; restore it from a copy, or harvest anew"
+                        )
+                    found = [file.get_tensor(name) for name in names]
+            except (OSError, SafetensorError) as error:
+                raise StoreError(
+                    f"{path} cannot be read ({error}); restore it from a copy, or harvest anew"
+                ) from error
+            yield found
 
 
 def _shard(number: int) -> str:
