@@ -64,6 +64,18 @@ def test_nothing_is_chosen_on_the_rows_that_are_scored() -> None:
     assert float(found.best_unit) < 0.45
 
 
+def test_rows_of_one_text_are_on_one_side() -> None:
+    """Units that know each text by heart tell its latent in the text's other rows, and nothing of other texts."""
+    text = torch.arange(ROWS) // 20
+    latent = (random(100, seed=7) < 0.3).float()[text]
+    codes = torch.nn.functional.one_hot(text).float()
+    learnt = known_latents(codes, {"it": latent}, ks=(64,))
+    assert float(learnt.best_k) > 0.8
+    apart = known_latents(codes, {"it": latent}, ks=(64,), text=text + 5)
+    assert float(apart.best_k) <= float(apart.chance) + 1e-6
+    assert apart.rows == ROWS
+
+
 def test_labels_become_latents_and_what_is_undefined_is_left_out() -> None:
     labels = {
         "yes": torch.tensor([0, 1, -1, 1]),

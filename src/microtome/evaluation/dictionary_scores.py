@@ -23,7 +23,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -221,28 +221,31 @@ def report(
     if trained_on and trained_on != hashed:
         notes.append(f"{basis.name} was trained on another model ({trained_on[:12]}) than it is scored on.")
     with measure() as recorder, torch.no_grad():
-        values, target, real, digest = _rows(model, data, basis, config, known.begins, recorder)
-        known = replace(known, labels={name: label.flatten()[real] for name, label in known.labels.items()})
+        rows = _rows(model, data, basis, config, known.begins, recorder)
+        values, target = rows.values, rows.target
+        known = replace(
+            known, labels={name: label.flatten()[rows.real] for name, label in known.labels.items()}
+        )
         bases = {AGAINST[0]: basis}
-        found = {AGAINST[0]: _scored(basis, values, target, config, known)}
+        found = {AGAINST[0]: _scored(basis, rows, config, known)}
         if config.nulls:
             on = found[AGAINST[0]].rebuilt.l0
             bases[AGAINST[1]] = random_directions(basis, values, target, on, config.seed)
-            found[AGAINST[1]] = _scored(bases[AGAINST[1]], values, target, config, known)
+            found[AGAINST[1]] = _scored(bases[AGAINST[1]], rows, config, known)
             both = values if basis.in_place else torch.cat([values, target], 1)
-            others = [make(both, config.seed) for make in (shuffled, gaussian)]
+            for name, make in ((AGAINST[2], shuffled), (AGAINST[3], gaussian)):
+                made = make(both, config.seed)
+                without = replace(rows, values=made[:, : values.shape[1]], target=made[:, -target.shape[1] :])
+                found[name] = _scored(basis, without, config, Known())
             twin = _rows(random_twin(model, config.seed), data, basis, config, known.begins, recorder)
-            others.append(torch.cat(twin[:1] if basis.in_place else twin[:2], 1))
-            for name, made in zip(AGAINST[2:], others, strict=True):
-                read, wanted = made[:, : values.shape[1]], made[:, -target.shape[1] :]
-                found[name] = _scored(basis, read, wanted, config, Known())
+            found[AGAINST[4]] = _scored(basis, twin, config, Known())
         if config.splice:
             notes += _spliced(model, data, bases, config, known.begins, found)
     return Result.of(
         card,
-        _dataset(basis, found, len(values)),
+        _dataset(basis, found, len(rows.values)),
         config,
-        Provenance(model.name, hashed, digest),
+        Provenance(model.name, hashed, rows.digest),
         recorder.cost(),
         notes,
     )
@@ -257,13 +260,8 @@ class _Scored:
     probed: Probed | None
 
 
-def _scored(
-    basis: Basis,
-    values: Float[Tensor, "row d_read"],
-    target: Float[Tensor, "row d_write"],
-    config: Config,
-    known: Known,
-) -> _Scored:
+def _scored(basis: Basis, rows: "_Rows", config: Config, known: Known) -> _Scored:
+    values, target = rows.values, rows.target
     rebuilt = reconstruction(basis, values, target, config.dense)
     numbers = rebuilt.numbers() | description_length(basis, values, target, config.slack).numbers()
     if known.features is not None and known.coefficients is not None:
@@ -278,7 +276,8 @@ def _scored(
     probed = None
     if known.labels:
         with suppress(InputError):  # every latent too rare on these rows: then there is nothing to score
-            probed = known_latents(basis.encode(values), binary(known.labels), seed=config.seed)
+            latents = binary(known.labels)
+            probed = known_latents(basis.encode(values), latents, seed=config.seed, text=rows.text)
             numbers |= probed.numbers()
     return _Scored(numbers, rebuilt, probed)
 
@@ -332,21 +331,32 @@ def _dataset(basis: Basis, found: Mapping[str, _Scored], rows: int) -> xr.Datase
     return xr.Dataset(data, coords, told)
 
 
-def _rows(
-    model: Model, data: Any, basis: Basis, config: Config, begins: bool, recorder: Recorder
-) -> tuple[Float[Tensor, "row d_read"], Float[Tensor, "row d_write"], Bool[Tensor, " place"], str]:
-    """What the basis reads and writes, one row a real token; which places these are; and the hash of the data."""
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """What a basis reads and what it should write, one row a real token. real: which places these are, of all; text:
+    which row of the data each is of; digest: hash of the data."""
+
+    values: Float[Tensor, "row d_read"]
+    target: Float[Tensor, "row d_write"]
+    real: Bool[Tensor, " place"]
+    text: Int[Tensor, " row"]
+    digest: str
+
+
+def _rows(model: Model, data: Any, basis: Basis, config: Config, begins: bool, recorder: Recorder) -> _Rows:
     found: dict[Site, Tensor] = {}
     digest = ""
     for site in dict.fromkeys((*basis.reads, *basis.writes)):
-        read, digest = values_at(model, data, site, config.rows, recorder)
+        found[site], digest = values_at(model, data, site, config.rows, recorder)
         if begins:
-            read[:, 0] = torch.nan
-        found[site] = read.flatten(0, 1)
+            found[site][:, 0] = torch.nan
+    texts, positions = found[basis.reads[0]].shape[:2]
+    found = {site: values.flatten(0, 1) for site, values in found.items()}
     values = basis.rows_of(found)
     target = values if basis.in_place else torch.cat([found[site] for site in basis.writes], -1)
     real = ~(values.isnan().any(-1) | target.isnan().any(-1))
-    return values[real], target[real], real, digest
+    text = torch.arange(texts).repeat_interleave(positions)
+    return _Rows(values[real], target[real], real, text[real], digest)
 
 
 def _predicts(model: Model, data: Any, basis: Basis) -> bool:

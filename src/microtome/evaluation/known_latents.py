@@ -1,6 +1,7 @@
 """How well do single units tell what is known to be true of a row, and how much better do several together?
 
-1. Rows are dealt into two halves by a seed. Everything is chosen on the first and scored on the second.
+1. Rows are dealt into two halves by a seed; those of one text go together, since what is known of one tells much of
+   the next. Everything is chosen on the first half and scored on the second.
 2. A latent is true, false or undefined in a row. A label with several values becomes one latent for each value.
 3. Best unit: the unit, its sign and the cut between two of its values with the largest F1 on the first half. Any cut,
    either way, for every basis: a list of cuts suits dense codes or sparse ones.
@@ -115,12 +116,15 @@ def known_latents(
     latents: Mapping[str, Float[Tensor, " labelled"]],
     ks: Sequence[int] = (1, 2, 4, 8, 16),
     seed: int = 0,
+    text: Int[Tensor, " labelled"] | None = None,
 ) -> Probed:
-    """Hold units to latents, as `binary` gives them. Raises `InputError` where no latent can be scored."""
+    """Hold units to latents, as `binary` gives them. text: which one each row is of; by default each stands alone.
+
+    Raises `InputError` where no latent can be scored.
+    """
     if any(len(latent) != len(codes) for latent in latents.values()):
         raise InputError(f"there are codes of {len(codes)} rows; give each latent for the same rows")
-    order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(seed))
-    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    halves = _halves(len(codes), text, seed)
     names = [name for name, latent in latents.items() if all(_enough(latent[half]) for half in halves)]
     if not names:
         raise InputError(
@@ -144,6 +148,18 @@ def known_latents(
         several,
         tuple(name for name in latents if name not in names),
     )
+
+
+def _halves(
+    rows: int, text: Int[Tensor, " row"] | None, seed: int
+) -> tuple[Int[Tensor, " first"], Int[Tensor, " second"]]:
+    """Rows of half the texts, and of the others; texts in random order."""
+    of = torch.arange(rows) if text is None else text.unique(return_inverse=True)[1]
+    texts = len(of.unique())
+    order = torch.randperm(texts, generator=torch.Generator().manual_seed(seed))
+    rank = order.argsort()[of]
+    ranked, first = rank.argsort(stable=True), int((rank < texts // 2).sum())
+    return ranked[:first], ranked[first:]
 
 
 def f1(
