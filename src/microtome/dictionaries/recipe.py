@@ -48,7 +48,8 @@ class Recipe(Config):
     )
     prefixes: tuple[int, ...] = Field(
         (),
-        description="Matryoshka: the first so many units have to do alone, each of these; the last is the width.",
+        description="Matryoshka: the first so many units have to do alone, each of these, and pay alone; "
+        "the last is the width.",
     )
 
     centring: Literal["mean", "median", "no"] = Field("mean", description="What is subtracted from values.")
@@ -60,7 +61,7 @@ class Recipe(Config):
         description="Whether what is added last is subtracted first; by default where sites read are written.",
     )
     initial: Literal["random", "data"] = Field(
-        "random", description="First directions: at random, or of rows."
+        "random", description="First directions: at random; or of rows, for few steps."
     )
     decoder: Literal["unit", "free"] = Field(
         "unit", description="Directions of norm 1; or free, and penalties weighted by their norms."

@@ -7,6 +7,9 @@
     JumpReLU      what exceeds a threshold of its own unit, which is learned; holds the number of units on
     Gated         what is positive; another affine function of the same says how strongly; pays for the first alone
 
+With prefixes (Matryoshka) each of them has to rebuild what is wanted alone, and pays for its own units: the loss is the
+mean over prefixes, so that a unit that is in few of them pays little, as it is taught little.
+
 Holding the number of units on: ReLU and Gated multiply the coefficient of their penalty, JumpReLU all its thresholds,
 by a power of how many too many are on. JumpReLU's gradient of each threshold is that of the error plus λ times that of
 the number on, λ such that their sum over units vanishes: which units are on follows from the loss, how many from
