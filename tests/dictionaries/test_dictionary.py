@@ -144,8 +144,9 @@ def test_what_is_loaded_is_what_was_saved(kind: str, tmp_path: Path) -> None:
 
 def test_a_damaged_foreign_or_absent_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "made.safetensors"
-    with pytest.raises(StoreError, match=r"cannot be read|No such file"):
-        files.load(path)
+    for absent in (path, tmp_path):
+        with pytest.raises(StoreError, match="there is no file"):
+            files.load(absent)
     files.save(made(), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

@@ -246,6 +246,10 @@ def test_not_a_number_stops_and_keeps_the_last_good_state(tmp_path: Path) -> Non
     assert kept is not None
     assert kept.step == where
     assert all(tensor.isfinite().all() for tensor in kept.tensors[0].values())
+    bad.seek(0)
+    with pytest.raises(NotFiniteError) as error:  # nothing is said of a state that was never kept
+        train(bad, [recipe()], folder=tmp_path / "none", keep_every=1000)
+    assert "training.safetensors" not in str(error.value)
     with pytest.raises(NotFiniteError, match="hold NaN"):
         train(ArrayStream(torch.full((256, 4), torch.nan), 128), [recipe()])
     with pytest.raises(NotFiniteError, match="it grew without bound"):

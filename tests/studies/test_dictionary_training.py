@@ -201,6 +201,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ({"site": "z.0,z.1", "write": "z.0", "cross_layer": True}, "say pairs"),
         ({"end_to_end": True}, "not on a testbed"),
         ({"later": "z.0"}, "trained end to end"),
+        ({"site": "z.0,z.0"}, "read once; got z.0, z.0"),
     ):
         with pytest.raises(InputError, match=words):
             Plan.read(SMALL | said)
@@ -212,6 +213,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         corpus_source(["resid_post.7"])
     with pytest.raises(InputError):
         corpus_source(["resid_post.0"], tokens=20)
+    with pytest.raises(InputError, match=r"16 tokens, which fill one row of 16; .*give more text"):
+        corpus_source(["resid_post.0"], tokens=16)
 
 
 def test_folders_of_something_else_and_corrupt_ones_are_refused(tmp_path: Path) -> None:
@@ -228,6 +231,9 @@ def test_folders_of_something_else_and_corrupt_ones_are_refused(tmp_path: Path) 
     (folder / "plan.json").write_text("broken")
     with pytest.raises(StoreError, match="cannot be read"):
         train_dictionaries(short, source(), folder)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match="is a file; give a folder"):
+        train_dictionaries(PLAN, source(), tmp_path / "file")
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("mine")

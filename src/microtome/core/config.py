@@ -1,5 +1,6 @@
 """The base of every method's configuration: frozen, unknown keys refused, a sentence at each field."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,8 +22,13 @@ class Config(BaseModel):
         try:
             return cls.model_validate(settings)
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
-            )
-            known = ", ".join(cls.model_fields)
-            raise InputError(f"settings do not fit: {problems}. The fields are: {known}") from error
+            problems = "; ".join(map(_told, error.errors()))
+            unknown = any(e["type"] == "extra_forbidden" for e in error.errors())
+            known = f". The fields are: {', '.join(cls.model_fields)}" if unknown else ""
+            raise InputError(f"settings do not fit: {problems}{known}") from error
+
+
+def _told(problem: Mapping[str, Any]) -> str:
+    where = ".".join(map(str, problem["loc"]))
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {said}" if where else said

@@ -75,6 +75,8 @@ def save(dictionary: Dictionary, path: str | Path) -> None:
 def load(path: str | Path) -> Dictionary:
     """Read what `save` wrote. Raises `StoreError` for a file that is absent, corrupt, foreign or of a later format."""
     path = Path(path)
+    if not path.is_file():
+        raise StoreError(f"there is no file {path}; give a dictionary's, as `microtome train` writes them")
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(_KEY)
@@ -86,7 +88,7 @@ def load(path: str | Path) -> Dictionary:
     if text is None:
         raise StoreError(
             f"{path} was not written by microtome: its header has no {_KEY}. Dictionaries of other libraries are "
-            "converted first, see microtome.dictionaries.formats"
+            "converted first, by `microtome convert`"
         )
     try:
         header = json.loads(text)

@@ -222,7 +222,11 @@ def _learned(
     try:
         taken = learner.learn(*batch, target)
     except NotFiniteError as error:
-        where = f". The last good state, of an earlier step, is in {kept.path}" if kept else ""
+        where = (
+            f". The last good state, of an earlier step, is in {kept.path}"
+            if kept and kept.path.exists()
+            else ""
+        )
         raise NotFiniteError(f"{error}{where}") from error
     dead = taken.dead / learner.recipe.width
     if shown is not None:

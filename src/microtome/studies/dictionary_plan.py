@@ -98,6 +98,9 @@ class Plan(base.Config):
             raise ValueError(f"{told[0]} of all recipes is said by {_OWN[told[0]]}, not among the rest")
         if self.write and not self.site:
             raise ValueError("write says where to; say by site where from, as mlp_in.2 for mlp_out.2")
+        for what, sites in (("read", self.site), ("written", self.write)):
+            if len(set(sites)) < len(sites):
+                raise ValueError(f"each site is {what} once; got {', '.join(sites)}")
         if self.skip and self.write in ((), self.site):
             raise ValueError("with a skip past the units a dictionary writes elsewhere than it reads")
         if self.cross_layer and len(self.site) != len(self.write or self.site):
@@ -179,6 +182,8 @@ def check(folder: Path, plan: Plan) -> None:
             raise StoreError(
                 f"{folder} holds another plan (other {', '.join(differs)}); give another folder, or the same plan"
             )
+    elif folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file; give a folder")
     elif folder.exists() and any(
         one.name != CORPUS and not PARTIAL.fullmatch(one.name) for one in folder.iterdir()
     ):

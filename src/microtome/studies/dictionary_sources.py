@@ -77,7 +77,7 @@ class Source:
     ) -> Self:
         """A model on a corpus, read as often as the steps need. harvest: of several processes that share the work,
         `SharedHarvest`. Raises `InputError` for a corpus that is too small."""
-        kept, held = rows.split(HELD_OUT, seed)
+        kept, held = _split(rows, seed)
         epochs = max(1, -(-steps * batch // max(1, kept.n_tokens)))
         stream = ActivationStream(
             harvest.of(model, kept, sites),
@@ -104,7 +104,7 @@ class Source:
 
         Raises `InputError` for a corpus that is too small.
         """
-        kept, held = rows.split(HELD_OUT, seed)
+        kept, held = _split(rows, seed)
         whole = kept.batch(np.flatnonzero(kept.lengths == kept.room)).ids
         together = max(1, batch // kept.room)
         stream = TokenStream(model, whole, sites, together, seed, also=later, begins=rows.begin is not None)
@@ -192,6 +192,16 @@ class Source:
             data["noise"] = chunk.noise
         told = Provenance(name, model_hash(module.state_dict()))
         return cls(name, stream, chunk.activations, model, data, known, provenance=told)
+
+
+def _split(rows: CorpusRows, seed: int) -> tuple[CorpusRows, CorpusRows]:
+    """What is learned from, and a tenth that is held out; one row at least."""
+    if len(rows) < 2:
+        raise InputError(
+            f"the corpus has {rows.n_tokens} tokens, which fill one row of {rows.room}; rows are held out to measure "
+            "on, so give more text, or fewer columns"
+        )
+    return rows.split(max(HELD_OUT, 1 / len(rows)), seed)
 
 
 def _real(values: Float[Tensor, "row position d"]) -> Float[Tensor, "place d"]:

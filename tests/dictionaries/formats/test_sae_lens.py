@@ -115,6 +115,7 @@ def test_outputs_are_equal_and_files_come_back_bit_for_bit(
     found = sae_lens.read(folder)
     same(found, folder)
     assert found.reads == (Site("resid_pre", 3),)
+    assert sae_lens.read(folder / "sae_weights.safetensors").reads == found.reads
     assert found.writes == ((Site("mlp_out", 3),) if "transcoder" in kind else found.reads)
     sae_lens.write(found, tmp_path / "back")
     before = load_file(folder / "sae_weights.safetensors")

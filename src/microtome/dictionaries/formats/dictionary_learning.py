@@ -69,7 +69,7 @@ _SUBTRACT: Final = (
 def read(path: str | Path, reads: Sites | None = None, writes: Sites | None = None) -> Dictionary:
     """A dictionary of any of these classes. reads, writes: sites, where `config.json` does not say; of a crosscoder it
     never does. Raises `StoreError`."""
-    folder = Path(path)
+    folder = foreign.folder_of(path, FILES)
     if not (folder / FILES[1]).exists() and (folder / "ae.pt").exists():
         raise StoreError(f"{folder}/ae.pt is a pickle, which can run code, and is not read; {_HOW}")
     told = foreign.settings(folder / FILES[0], LAYOUT)

@@ -42,6 +42,12 @@ def expecting(path: Path, layout: str) -> Iterator[None]:
         raise StoreError(f"{path} does not fit together ({error}); expected {layout}") from error
 
 
+def folder_of(path: str | Path, files: Sequence[str]) -> Path:
+    """The folder meant, of which one of its files may be named."""
+    path = Path(path)
+    return path.parent if path.name in files and path.is_file() else path
+
+
 def settings(path: Path, layout: str) -> dict[str, Any]:
     """A JSON object. Raises `StoreError`."""
     try:
@@ -93,7 +99,9 @@ def named(asked: Sites | None, told: Sequence[Site | None], path: Path, what: st
     if asked is not None:
         return tuple(as_site(site) for site in asked)
     if not told or any(site is None for site in told):
-        raise StoreError(f"{path} does not say for certain where it {what}; give {what}=[SITE]")
+        raise StoreError(
+            f"{path} does not say for certain where it {what}; give {what}=[SITE], as a command's --{what} SITE"
+        )
     return tuple(site for site in told if site is not None)
 
 

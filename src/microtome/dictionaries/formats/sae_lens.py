@@ -53,7 +53,7 @@ def read(path: str | Path, reads: Sites | None = None, writes: Sites | None = No
 
     Raises `StoreError` for a file that is corrupt, foreign, or of a kind that is not read.
     """
-    folder = Path(path)
+    folder = foreign.folder_of(path, FILES)
     told = foreign.settings(folder / FILES[0], LAYOUT)
     held, stored = foreign.whole(foreign.tensors(folder / FILES[1], LAYOUT))
     with foreign.expecting(folder, LAYOUT):

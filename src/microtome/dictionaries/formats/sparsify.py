@@ -26,7 +26,7 @@ FILES: Final = ("cfg.json", "sae.safetensors")
 
 def read(path: str | Path, reads: Sites | None = None, writes: Sites | None = None) -> Dictionary:
     """A sparse coder. reads, writes: sites, where the folder's name does not say. Raises `StoreError`."""
-    folder = Path(path)
+    folder = foreign.folder_of(path, FILES)
     told = foreign.settings(folder / FILES[0], LAYOUT)
     held, stored = foreign.whole(foreign.tensors(folder / FILES[1], LAYOUT))
     with foreign.expecting(folder, LAYOUT):
