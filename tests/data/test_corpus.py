@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from microtome.core.errors import InputError, StoreError
 from microtome.data.corpus import DOCUMENTS, TOKENS, Corpus
 from microtome.data.corpus_rows import NO_TOKEN, CorpusRows
-from microtome.data.documents import fields, json_lines, parquet, text_files, token_arrays, tokenized
+from microtome.data.documents import arrow, fields, json_lines, parquet, text_files, token_arrays, tokenized
 
 DOCUMENT_LISTS = st.lists(st.lists(st.integers(0, 60), max_size=12), min_size=1, max_size=9).filter(any)
 
@@ -151,6 +151,10 @@ def test_documents_of_texts_and_records(tmp_path: Path) -> None:
     lines.write_text('{"body": "one"}\n\n{"body": "two"}\n')
     assert list(json_lines([lines], "body")) == ["one", "two"]
     assert list(fields(iter([{"text": "one", "id": 1}]))) == ["one"]
+    for path in (text, lines):  # as some editors begin a file
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert next(text_files([text])) == "one\ntwo\n"
+    assert next(json_lines([lines], "body")) == "one"
     with pytest.raises(InputError, match=r"a\.jsonl, line 1, has no text in the field 'text' \(body\)"):
         list(json_lines([lines]))
     with pytest.raises(InputError, match="record 1 has no text"):
@@ -205,12 +209,12 @@ def test_rows_that_cannot_be_are_refused() -> None:
 
 
 def test_parquet_is_read_as_json_lines_are(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow")
+    library = pytest.importorskip("pyarrow")
     pytest.importorskip("pyarrow.parquet")
     texts = [f"story {number}\nends" for number in range(600)]  # more than are read at a time
     lines, table = tmp_path / "a.jsonl", tmp_path / "a.parquet"
     lines.write_text("".join(json.dumps({"said": text, "n": 1}) + "\n" for text in texts))
-    arrow.parquet.write_table(arrow.table({"n": [1] * 600, "said": texts}), table, row_group_size=100)
+    library.parquet.write_table(library.table({"n": [1] * 600, "said": texts}), table, row_group_size=100)
     assert list(parquet([table, table], "said")) == list(json_lines([lines, lines], "said"))
     with pytest.raises(InputError, match=r"a\.parquet has no column 'text' \(n, said\)"):
         list(parquet([table]))
@@ -222,7 +226,27 @@ def test_parquet_is_read_as_json_lines_are(tmp_path: Path) -> None:
         list(parquet([tmp_path / "absent.parquet"]))
 
 
+def test_a_saved_data_set_is_read_as_json_lines_are(tmp_path: Path) -> None:
+    library = pytest.importorskip("pyarrow")
+    texts = [f"story {number}\nends" for number in range(600)]
+    saved = tmp_path / "data-00000-of-00001.arrow"
+    table = library.table({"n": [1] * 600, "said": texts})
+    with library.OSFile(str(saved), "wb") as sink, library.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+    assert list(arrow([saved, saved], "said")) == texts * 2
+    with pytest.raises(InputError, match=r"arrow has no column 'text' \(n, said\)"):
+        list(arrow([saved]))
+    with pytest.raises(InputError, match=r"row 0, has no text in the field 'n'"):
+        list(arrow([saved], "n"))
+    (tmp_path / "other.arrow").write_text("{}")
+    for other in ("other.arrow", "absent.arrow"):
+        with pytest.raises(InputError, match="cannot be read as an Arrow stream"):
+            list(arrow([tmp_path / other]))
+
+
 def test_parquet_without_pyarrow_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"pip install 'microtome\[parquet\]'"):
         list(parquet(["a.parquet"]))
+    with pytest.raises(InputError, match=r"pip install 'microtome\[parquet\]'"):
+        list(arrow(["a.arrow"]))

@@ -18,7 +18,10 @@ def harvest(
     model: Annotated[str, typer.Argument(help="Bundled model, folder or hub id.")],
     corpus: Annotated[
         list[Path],
-        typer.Argument(help="Text (.txt …), JSON lines (.jsonl), Parquet, or tokens (.npy, .safetensors)."),
+        typer.Argument(
+            help="Text (.txt …), JSON lines (.jsonl), Parquet, a data set saved by `datasets` (its folder), or tokens "
+            "(.npy, .safetensors)."
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of the harvest; begun before, it goes on.")
@@ -114,6 +117,9 @@ def read_corpus(
     from microtome.data.corpus import TOKENS, Corpus, write_strings
     from microtome.store.manifest import differences
 
+    # A Hugging Face data set is a folder of Arrow files.
+    parts = [sorted(path.glob("*.arrow")) or [path] if path.is_dir() else [path] for path in paths]
+    paths = [path for some in parts for path in some]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise InputError(f"{', '.join(missing)} cannot be found; give files")
@@ -135,6 +141,8 @@ def read_corpus(
                 texts = documents.json_lines([path], field)
             elif path.suffix == ".parquet":
                 texts = documents.parquet([path], field)
+            elif path.suffix == ".arrow":
+                texts = documents.arrow([path], field)
             else:
                 texts = documents.text_files([path], separator)
             yield from documents.tokenized(texts, model.tokenizer)

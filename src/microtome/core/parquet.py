@@ -1,4 +1,4 @@
-"""Who reads and writes Parquet? pyarrow, if it is installed: an extra, since most need none of it."""
+"""Who reads and writes Parquet and Arrow? pyarrow, if it is installed: an extra, since most need none of it."""
 
 from typing import Any
 
@@ -12,6 +12,6 @@ def pyarrow() -> Any:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
         raise InputError(
-            "Parquet files need pyarrow, which is not installed; pip install 'microtome[parquet]'"
+            "Parquet and Arrow files need pyarrow, which is not installed; pip install 'microtome[parquet]'"
         ) from error
     return pyarrow

@@ -1,8 +1,9 @@
-"""Where do the documents of a corpus come from? Text, JSON lines, Parquet, data sets, arrays of tokens: one at a time.
+"""Where do the documents of a corpus come from? Text, JSON lines, tables, data sets, arrays of tokens: one at a time.
 
     texts = text_files(["stories.txt"], separator="<|endoftext|>")
     texts = json_lines(["part-0.jsonl", "part-1.jsonl"], field="text")
     texts = parquet(["part-0.parquet"], field="text")                 # with the extra microtome[parquet]
+    texts = arrow(["saved/data-00000-of-00001.arrow"], field="text")  # likewise
     texts = fields(datasets.load_dataset(…), field="text")            # or any iterable of records
     corpus = Corpus.of(tokenized(texts, model.tokenizer), model.sizes["d_vocab"])
     corpus = Corpus.of(token_arrays(["tokens.npy"]), vocabulary)
@@ -63,21 +64,28 @@ def parquet(paths: Iterable[str | Path], field: str = "text") -> Iterator[str]:
     Raises `InputError` without pyarrow (the extra `parquet`), for another file, for a column that is not there, and for
     a row without text, naming file and row.
     """
-    arrow = pyarrow()
+    library = pyarrow()
     for path in paths:
         try:
-            with arrow.parquet.ParquetFile(path) as file:
-                if field not in (there := file.schema_arrow.names):
-                    raise InputError(
-                        f"{path} has no column {field!r} ({', '.join(there)}); name the one that holds the text"
-                    )
-                number = 0
-                for batch in file.iter_batches(_TOGETHER, columns=[field]):
-                    for record in batch.to_pylist():
-                        yield _text(record, field, f"{path}, row {number},")
-                        number += 1
-        except (OSError, arrow.ArrowException) as error:
+            with library.parquet.ParquetFile(path) as file:
+                _check_column(path, field, file.schema_arrow.names)
+                yield from _rows(path, field, file.iter_batches(_TOGETHER, columns=[field]))
+        except (OSError, library.ArrowException) as error:
             raise InputError(f"{path} cannot be read as Parquet ({error}); give Parquet files") from error
+
+
+def arrow(paths: Iterable[str | Path], field: str = "text") -> Iterator[str]:
+    """The same of Arrow streams, the files `data-….arrow` of which a Hugging Face data set on the disk consists."""
+    library = pyarrow()
+    for path in paths:
+        try:
+            with library.memory_map(str(path)) as mapping, library.ipc.open_stream(mapping) as file:
+                _check_column(path, field, file.schema.names)
+                yield from _rows(path, field, (batch.select([field]) for batch in file))
+        except (OSError, library.ArrowException) as error:
+            raise InputError(
+                f"{path} cannot be read as an Arrow stream ({error}); give files that save_to_disk made"
+            ) from error
 
 
 def fields(records: Iterable[Mapping[str, Any]], field: str = "text") -> Iterator[str]:
@@ -125,10 +133,25 @@ def tokenized(texts: Iterable[str], tokenizer: Any, end: int | None = None) -> I
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:  # some editors begin a file with a mark
             yield from file
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as text ({error}); give UTF-8 files") from error
+
+
+def _check_column(path: str | Path, field: str, there: Sequence[str]) -> None:
+    if field not in there:
+        raise InputError(
+            f"{path} has no column {field!r} ({', '.join(there)}); name the one that holds the text"
+        )
+
+
+def _rows(path: str | Path, field: str, batches: Iterable[Any]) -> Iterator[str]:
+    number = 0
+    for batch in batches:
+        for record in batch.to_pylist():
+            yield _text(record, field, f"{path}, row {number},")
+            number += 1
 
 
 def _text(record: Any, field: str, where: str) -> str:
