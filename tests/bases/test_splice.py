@@ -420,8 +420,11 @@ def test_what_cannot_be_done_says_so() -> None:
         splice(basis, change=unit_edits.zero((1, 1)))
     with pytest.raises(InputError, match="error='none'"):
         splice(basis, "none")
-    with pytest.raises(EditError, match=r"the error has shape \[7, 9, 32\], the values \[2, 9, 32\]"):
-        logits(model, splice(basis, torch.zeros(7, 9, 32)))
+    for shape in ((7, 9, 32), (9, 32), (32,)):  # whose first axis would be taken for the row
+        with pytest.raises(EditError, match=r"the error has shape .*, the values \[2, 9, 32\]"):
+            logits(model, splice(basis, torch.zeros(shape)))
+    with pytest.raises(EditError, match="does not fit codes of shape"):
+        logits(model, splice(basis, change=unit_edits.patch(None, torch.zeros(9, 11))))
     for strange in (splice(basis)[0], [splice(basis)], [unit_edits.zero(1)]):
         with pytest.raises(EditError, match="is no list of edits"):
             edits.check(strange)

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from microtome.bases.basis import Basis, as_rows, parted
-from microtome.bases.unit_edits import UnitEdit
+from microtome.bases.unit_edits import UnitEdit, fits
 from microtome.core.edits import Edit
 from microtome.core.errors import EditError, InputError
 from microtome.core.site import Site
@@ -92,14 +92,13 @@ class Splice(Edit):
 
     def _given(self, error: Tensor, own: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """The error to put in, one for each row and position."""
-        rows = as_rows(error, own.shape[-1], self.site).to(own)
-        try:
-            return rows.expand_as(own)
-        except RuntimeError:
+        rows = as_rows(error, own.shape[-1], self.site)
+        if not fits(rows.shape, own.shape, axis_for_axis=True):
             raise EditError(
                 f"{self!r}: the error has shape {list(error.shape)}, the values {list(own.shape)}; give one of the "
                 "same rows and positions"
-            ) from None
+            )
+        return rows.to(own)
 
     def _written(
         self, rows: Float[Tensor, "*rows d_read"], codes: Float[Tensor, "*rows unit"], place: int

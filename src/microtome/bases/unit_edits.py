@@ -44,15 +44,13 @@ class UnitEdit:
 
     def _changed(self, chosen: Float[Tensor, "*rows unit"]) -> Float[Tensor, "*rows unit"]:
         value = self.value.to(chosen)
-        try:
-            value = value.expand_as(chosen)
-        except RuntimeError as error:
+        if not fits(value.shape, chosen.shape, axis_for_axis=self.by_row):
             raise EditError(
                 f"{self!r}: a value of shape {list(value.shape)} does not fit codes of shape {list(chosen.shape)} "
                 "[row, position, unit]; give codes of the same rows and positions, or one number a unit"
-            ) from error
+            )
         if self.how == "set":
-            return value
+            return value.expand_as(chosen)
         return chosen * value if self.how == "scale" else chosen + value
 
     def check(self, n_units: int) -> None:
@@ -82,6 +80,14 @@ class UnitEdit:
         which = "all units" if self.units is None else f"units {list(self.units)}"
         value = f"{float(self.value):g}" if self.value.dim() == 0 else str(list(self.value.shape))
         return f"{self.origin or self.how}({which}, {value})"
+
+
+def fits(given: Sequence[int], asked: Sequence[int], axis_for_axis: bool) -> bool:
+    """Whether numbers of one shape can be laid over those of another; axis_for_axis: with no axis left out."""
+    left_out = len(asked) - len(given)
+    if left_out < 0 or (left_out and axis_for_axis):
+        return False
+    return all(one in (1, other) for one, other in zip(given, asked[left_out:], strict=True))
 
 
 Units = SupportsIndex | Iterable[SupportsIndex] | None
