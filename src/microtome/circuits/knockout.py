@@ -25,6 +25,7 @@ from microtome.core.site import Site
 from microtome.data import metrics
 from microtome.data.pairs import Pairs
 from microtome.models.components import components
+from microtome.models.felt import felt
 from microtome.models.model import Model
 from microtome.models.sweep import Variant, sweep
 
@@ -53,7 +54,9 @@ class Knockout:
         assert run.metric is not None
         self.corrupt: Float[Tensor, " row"] = run.metric.float()
         self._values = {site: self._replacement(run[site]) for site in wholes}
-        self.cost += Cost(passes=1)
+        self._clean = self.model.run(self.pairs.clean, read=wholes, mask=self.pairs.mask).values
+        self._batch = self.model.inputs(self.pairs.clean, self.pairs.mask).batch
+        self.cost += Cost(passes=2)
         everything, nothing = self.scores([self.components, ()])
         self.whole, self.empty = everything, nothing
 
@@ -95,10 +98,13 @@ class Knockout:
 
     def scores(self, keeping: Sequence[Iterable[Site]]) -> Float[Tensor, "set row"]:
         """The metric of each clean prompt with only these components kept, for several sets at once."""
-        variants = [Variant(self.edits(kept)) for kept in keeping]
+        causal = self.model.anatomy.family.causal
+        variants = [
+            felt(Variant(self.edits(kept)), self._clean, self._batch, causal=causal) for kept in keeping
+        ]
         found = sweep(self.model, self.pairs.clean, variants, self.metric, mask=self.pairs.mask)
         self.cost += found.cost
-        return found.metric
+        return found.metric.where(~found.metric.isnan(), found.base)
 
     def share(self, scores: Float[Tensor, "*set row"]) -> Float[Tensor, "*set"]:
         """Mean scores on the scale where nothing kept is 0 and everything kept is 1; NaN where there is no gap."""

@@ -60,9 +60,13 @@ def lanes_of(
         for edit in edits:
             if edit.rows is not None and any(not 0 <= row < batch.rows for row in edit.rows):
                 raise EditError(f"{edit!r}: the base has rows 0 … {batch.rows - 1}")
+        entries: dict[tuple[int, ...], int | None] = {}
         for row in rows:
             mine = tuple(edit for edit in edits if edit.rows is None or row in edit.rows)
-            entry = _entry(anatomy, mine, base_edits)
+            which = tuple(map(id, mine))
+            if which not in entries:
+                entries[which] = _entry(anatomy, mine, base_edits)
+            entry = entries[which]
             column = 0 if entry is None else _column(anatomy, batch, row, mine, entry, base_edits)
             lanes.append(Lane(number, row, mine, entry, column))
     return lanes

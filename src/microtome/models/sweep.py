@@ -357,7 +357,7 @@ class _Work:
     def _enter(self, base: BasePass, lanes: Sequence[Lane], layer: int, start: int) -> Tensor:
         """The stream with which lanes enter a layer: the base's, after their own edits of the block before."""
         rows = [lane.row for lane in lanes]
-        stream = base.streams[layer].index_select(0, torch.tensor(rows, device=self.model.device))[:, start:]
+        stream = base.streams[layer][:, start:].index_select(0, torch.tensor(rows, device=self.model.device))
         batch = self.batch.select(rows)
         for mine in by_variant(lanes):
             for edit in lanes[mine[0]].edits:

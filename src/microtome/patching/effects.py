@@ -11,6 +11,7 @@ from microtome.core.cost import Cost
 from microtome.core.edits import Edit
 from microtome.core.logits import Metric
 from microtome.core.site import Site
+from microtome.models.felt import felt
 from microtome.models.model import Model
 from microtome.models.sweep import Variant, sweep
 from microtome.patching.contrast import Contrast, Direction, final_stream
@@ -53,7 +54,7 @@ def measure(
     mask: Int[Tensor, "row column"] | None = None,
     judged: Sequence[Sequence[Edit]] | None = None,
 ) -> Effects:
-    """Run all variants.
+    """Run all variants; on rows that one leaves out it is the base.
 
     base_values: of the base run, at every site that a variant edits. read: values to keep of every variant.
     judged: for each variant the edits whose values the guard looks at; by default all of its edits.
@@ -68,7 +69,7 @@ def measure(
         part = variants[start : start + portion]
         swept = sweep(model, tokens, part, metric, read=[final, *read], edit=edit, mask=mask)
         base, cost = swept.base, cost + swept.cost
-        found.append(swept.metric)
+        found.append(swept.metric.where(~swept.metric.isnan(), swept.base))
         for site in read:
             kept[site].append(swept.values[site])
         far += [median(natural.percentiles(stream, final)) for stream in swept.values[final]]
@@ -98,8 +99,13 @@ def patched(
     read: Sequence[Site] = (),
     judged: Sequence[Sequence[Edit]] | None = None,
 ) -> Effects:
-    """The effects of variants on the base run of a direction."""
+    """The effects of variants on the base run of a direction; what cannot change anything is not run."""
     side = contrast.base(direction)
+    anatomy = contrast.model.anatomies.get("")
+    judged = [variant.edits for variant in variants] if judged is None else judged
+    if anatomy is not None:
+        causal = anatomy.family.causal
+        variants = [felt(variant, side.values, contrast.batch, causal=causal) for variant in variants]
     return measure(
         contrast.model,
         side.tokens,

@@ -108,6 +108,7 @@ class Natural:
         self._runs = runs
         self._batch = batch
         self._made: dict[tuple[Site, int], Reference] = {}
+        self._places: dict[tuple[tuple[int, ...] | None, tuple[int, ...]], Tensor] = {}
         real = batch.real(torch.device("cpu"))
         # Of each row all real tokens but the first: see the module's docstring.
         count = real.cumsum(dim=1)
@@ -140,8 +141,7 @@ class Natural:
         if not self.judges:
             return []
         held = list(range(self._batch.rows)) if rows is None else list(rows)
-        places = Site("resid_post", 0, positions=site.positions)
-        judged = select.read(places, self._judged[held][..., None], self._batch.select(held))[..., 0]
+        judged = self._judged_at(site.positions, tuple(held))
         values = values.expand(*judged.shape, *values.shape[2:]).cpu()
         found: list[float] = []
         for half in (0, 1):
@@ -149,6 +149,19 @@ class Natural:
             if len(chosen):
                 found += distance(chosen.flatten(1), self.reference(site, half)).percentile.tolist()
         return found
+
+    def _judged_at(
+        self, positions: tuple[int, ...] | None, rows: tuple[int, ...]
+    ) -> Bool[Tensor, "row position"]:
+        """Which tokens are judged. Every cell of a map asks for the same few."""
+        key = positions, rows
+        if key not in self._places:
+            held = list(rows)
+            at = Site("resid_post", 0, positions=positions)
+            self._places[key] = select.read(at, self._judged[held][..., None], self._batch.select(held))[
+                ..., 0
+            ]
+        return self._places[key]
 
     def of_edits(self, edits: Sequence[Edit], base: Mapping[Site, Tensor]) -> float:
         """The median percentile of what edits put in place of the base run's values; NaN where none is judged."""
