@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.models import families
+from torch import nn
 
 import microtome
 from microtome.bases import fitted, independent_components, principal_components
@@ -155,3 +156,18 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         )
     with pytest.raises(InputError, match="1 rows are too few"):
         principal_components.run(families.model("gpt2"), families.ids(1, 1))
+
+
+def test_of_images_it_is_not_guessed_what_is_a_row() -> None:
+    """Channels would be taken for positions, and points for what is measured there."""
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    data = {"input": torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(0))}
+    config = principal_components.Config(control=False)
+    with pytest.raises(
+        InputError, match=r"values of shape \[9, 4, 6, 6\], in which it is not known what is a row"
+    ):
+        principal_components.run(microtome.load(module), data, config.model_copy(update={"site": "path:0"}))
+    pooled = principal_components.run(
+        microtome.load(module), data, config.model_copy(update={"site": "path:2"})
+    )
+    assert pooled.data["direction"].shape == (4, 4)

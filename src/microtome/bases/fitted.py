@@ -146,7 +146,8 @@ def values_at(
     """Values at one site as rows of numbers, and the hash of the data.
 
     Rows that are shorter than the longest are padded with NaN. data: prompts, texts, ids, or the inputs by keyword of a
-    module that takes none; there each row of the output stands alone.
+    module that takes none; there each row of the output stands alone. Raises `InputError` for a module's values with
+    more axes than `[row, position, d]`.
     """
     if isinstance(data, Mapping):
         found = [model.run(dict(data), read=[site])[site]]
@@ -163,6 +164,11 @@ def values_at(
     if recorder is not None:
         recorder.add(passes=len(found))
     value = torch.cat(found).float().cpu()
+    if site.part == "path" and value.dim() > 3:
+        raise InputError(
+            f"{site} holds values of shape {list(value.shape)}, in which it is not known what is a row: of an image, "
+            "channels stand before its points. Name a site of [row, d] or [row, position, d], such as behind a pooling"
+        )
     inner = value.shape[2:] if value.dim() > 2 else value.shape[1:]
     values = as_rows(value, int(np.prod(inner)), site)
     values = values if values.dim() == 3 else values[:, None]
