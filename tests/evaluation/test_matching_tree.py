@@ -1,5 +1,8 @@
 """Dictionaries made by hand: the same in another order, split, merged, and ones that have nothing in common."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,8 +10,18 @@ from torch.nn import functional
 
 from microtome.bases.codes import SparseCodes
 from microtome.bases.linear import LinearBasis
-from microtome.core.errors import InputError
-from microtome.evaluation.matching_tree import match, match_codes, matching_tree
+from microtome.core import plugins
+from microtome.core.errors import InputError, StoreError
+from microtome.core.provenance import Provenance
+from microtome.core.shapes import Graph, Table
+from microtome.core.site import Site
+from microtome.dictionaries.activations import ReLU
+from microtome.dictionaries.dictionary import Dictionary
+from microtome.dictionaries.files import save
+from microtome.evaluation import matching_tree as matching_tree_module
+from microtome.evaluation.matching_tree import Config, Result, match, match_codes, matching_tree, run
+from microtome.models.load import load
+from models import families
 
 SITE = "path:activation"
 
@@ -35,6 +48,8 @@ def test_unrelated_dictionaries_have_nothing_in_common_and_luck_says_how_much_th
     flat = match(directions(200, 2), directions(200, 2, seed=5))
     assert flat.recurring == pytest.approx(flat.by_luck, abs=0.1)
     assert flat.by_luck > 0.3
+    assert found.mean_max == pytest.approx(found.mean_max_by_luck, abs=0.05)
+    assert flat.mean_max > 0.99
 
 
 def test_a_unit_that_splits_has_its_parts_for_children_and_back_again_they_merge() -> None:
@@ -66,6 +81,41 @@ def test_units_can_be_matched_by_when_they_are_on() -> None:
     assert found.recurring == 1.0
     assert found.partner.tolist() == list(range(9, -1, -1))
     assert found.by_luck == 0.0
+
+
+def trained(rows: Tensor, name: str) -> Dictionary:
+    site, (n, d) = (Site.parse("resid_post.0"),), rows.shape
+    return Dictionary(name, site, site, (d,), (d,), ReLU(), rows, torch.zeros(n), rows, *torch.zeros(2, d))
+
+
+def test_files_are_matched_by_one_command(tmp_path: Path) -> None:
+    model = load(families.make("gpt2"))
+    one = directions(5)
+    wide = torch.cat([one, one[:1] + 0.5 * directions(1, seed=3)])
+    paths = [tmp_path / f"{name}.safetensors" for name in ("narrow", "wide", "again")]
+    for path, rows in zip(paths, (one, wide, wide.flip(0)), strict=True):
+        save(trained(rows, path.stem), path)
+    config = Config(dictionaries=tuple(map(str, paths)), families=2)
+    found = run(model, None, config)
+    tree = matching_tree(
+        [trained(rows, path.stem) for path, rows in zip(paths, (one, wide, wide.flip(0)), strict=True)]
+    )
+    table, graph = found.shapes()
+    assert isinstance(table, Table)
+    assert isinstance(graph, Graph)
+    assert table.rows == tree.table().rows
+    assert graph == tree.graph(found.data["root"].values.tolist())
+    assert found.data["share"].sel(what="recurring").values.tolist() == [1.0, 1.0]
+    found.save(tmp_path / "result")
+    assert Result.load(tmp_path / "result") == found
+    assert plugins.method("matching-tree") is matching_tree_module
+    with pytest.raises(StoreError, match="there is no file"):
+        run(model, None, Config(dictionaries=(str(paths[0]), str(tmp_path / "none"))))
+    with pytest.raises(InputError, match="at least two"):
+        run(model, None, Config(dictionaries=(str(paths[0]),)))
+    other = replace(trained(one, "other"), provenance=Provenance("elsewhere", "0" * 64))
+    save(other, paths[2])
+    assert "another model" in " ".join(run(model, None, config).notes)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

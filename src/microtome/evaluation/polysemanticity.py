@@ -46,7 +46,7 @@ _SHOWN: Final = 20
 card = Card(
     name="polysemanticity",
     title="Polysemanticity and its cause",
-    question="Do single units stand for several features, and is it rotation, redundancy or superposition?",
+    question="Do single units (neurons) stand for several features, and is it rotation, redundancy or superposition?",
     steps=(
         "Find independent components, and keep those that normal values would not show.",
         "Compare them with a larger dictionary at equal sparsity, beside controls without superposition.",
