@@ -225,6 +225,40 @@ def test_patch_mean_and_resample_take_their_values_from_codes() -> None:
     )
 
 
+@settings(max_examples=12)
+@given(
+    family=st.sampled_from(FAMILIES),
+    site=st.sampled_from(IN_PLACE),
+    error=st.sampled_from(["keep", "freeze", "drop"]),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["clamp", "scale", "add"]),
+            st.lists(st.integers(0, 10), min_size=1, max_size=4, unique=True),
+            st.floats(-4, 4, width=16),
+        ),
+        max_size=4,
+    ),
+)
+def test_changes_are_made_in_their_order_beside_other_edits(
+    family: str, site: str, error: str, steps: list[tuple[str, list[int], float]]
+) -> None:
+    model = families.model(family)
+    basis = random_units(model, [site], [site])
+    before, after = Scale(site, factor=0.5), Scale(site, factor=-2.0)
+    value = model.run(families.ids(), [site], [before])[site]
+    codes = basis.encode(value.flatten(2))
+    changed = codes.clone()
+    for kind, units, amount in steps:
+        old = changed[..., units]
+        changed[..., units] = {"clamp": 0 * old + amount, "scale": old * amount, "add": old + amount}[kind]
+    made = basis.decode(changed)
+    if error != "drop":
+        made = made + value.flatten(2) - basis.decode(codes)
+    changes = [getattr(unit_edits, kind)(units, amount) for kind, units, amount in steps]
+    found = model.run(families.ids(), [site], [before, *splice(basis, error, changes), after])[site]
+    torch.testing.assert_close(found, -2 * made.view_as(found), atol=1e-4, rtol=1e-4)
+
+
 @settings(max_examples=15)
 @given(rows=st.sets(st.integers(0, 2), min_size=1), positions=st.sets(st.integers(-4, 3), min_size=1))
 def test_rows_and_positions_are_those_named(rows: set[int], positions: set[int]) -> None:
