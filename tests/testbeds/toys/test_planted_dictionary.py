@@ -209,6 +209,8 @@ def test_a_case_runs_and_its_features_are_the_dictionary(name: str) -> None:
         # Least squares gives back every direction, which says that they are all there is.
         solved = torch.linalg.lstsq(coefficients.double(), sums.double()).solution
         torch.testing.assert_close(solved.float(), features, rtol=0, atol=1e-3)
+    for number in range(planted_dictionary.LABELS):
+        assert torch.equal(case.truth.labels[f"feature {number} on"] == 1, coefficients[:, number] != 0)
     control = case.control.run(case.tokens, read=[SITE])[SITE]
     assert float((control - found).std() / found.std()) > 0.5, "the twin's activations are other ones"
 

@@ -44,7 +44,7 @@ card = TestbedCard(
 
 SITE: Final = "path:activation"
 ROWS: Final = 2048
-LABELS: Final = 16  # features whose coefficients are labels: the first, which are on most often
+LABELS: Final = 16  # features of which labels say where they are on: the first, which are on most often
 
 
 class Setting(Config):
@@ -328,7 +328,8 @@ def build(case: str, seed: int = 0) -> Case:
     apart = float((on.mean() - planted.expected_on()).abs() / (on.std() / math.sqrt(ROWS)))
     cosines = functional.normalize(planted.dictionary, dim=-1)
     overlap = (cosines @ cosines.mT).fill_diagonal_(0.0).abs().max()
-    labels = {f"feature {number}": coefficients[:, number] for number in range(min(LABELS, setting.features))}
+    often = (coefficients[:, :LABELS] != 0).long()
+    labels = {f"feature {number} on": is_on for number, is_on in enumerate(often.unbind(-1))}
     if setting.correlation:
         labels |= {f"sign {number}": chunk.signs[:, number] for number in range(setting.signs)}
     return Case(
