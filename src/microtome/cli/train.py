@@ -54,14 +54,17 @@ def train(
         int | None, typer.Option("--tokens", help="Tokens of the corpus; default all.", min=1)
     ] = None,
     share: Annotated[
-        str, typer.Option("--share", help="Under torchrun: what processes share, rows or units.")
+        str, typer.Option("--share", help="rows or units: what processes share, if torchrun started several.")
     ] = "rows",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any other field of a plan or a recipe, as name=value; repeat."),
     ] = None,
 ) -> None:
-    """Train dictionaries, every combination of what is asked for in one pass over the data."""
+    """Train dictionaries, every combination of what is asked for in one pass over the data.
+
+    Several processes share the work: torchrun --nproc-per-node 2 -m microtome train …
+    """
     from rich.console import Console
 
     from microtome.core.errors import InputError

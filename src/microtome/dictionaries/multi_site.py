@@ -6,6 +6,9 @@
     cross_layer(12)                each unit reads one MLP's input → what that MLP and all later ones add
     Pooled(stream)                 one dictionary for rows of all layers alike
 
+A penalty weighs a unit by the norm of all that it writes together, where Lindsey et al. add up its norms at each site,
+which favours units of few sites.
+
 Dunefsky et al. (2024), transcoders; Kissane et al. (2024), attention-output autoencoders; Lindsey et al. (2024),
 crosscoders; Ameisen et al. (2025), cross-layer transcoders; Yun et al. (2021), one dictionary over all layers.
 """

@@ -37,6 +37,10 @@ def joined() -> Iterator[bool]:
         distributed.barrier()
     except MicrotomeError as error:
         raise type(error)(f"process {rank}: {error}") from error
+    except RuntimeError as error:
+        if "closed by peer" not in str(error):
+            raise
+        raise MicrotomeError(f"process {rank}: another process ended; it says itself why") from error
     finally:
         distributed.destroy_process_group()
 
