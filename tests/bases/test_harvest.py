@@ -167,6 +167,21 @@ def test_a_folder_refuses_other_harvests_and_damage(tmp_path: Path) -> None:
         HarvestFolder.open(tmp_path)
 
 
+def test_what_others_left_in_a_folder_stays(tmp_path: Path) -> None:
+    model, rows = families.model("gpt2"), corpus_rows()
+    theirs = tmp_path / "film.mkv.partial"
+    theirs.write_text("half of it")
+    harvest_values(Harvest.of(model, rows, ["embed"]), tmp_path)
+    shard = tmp_path / "theirs" / "shard-00000.safetensors"
+    shard.parent.mkdir()
+    shard.write_text("their data")
+    with pytest.raises(StoreError, match=r"holds shard-00000\.safetensors, which no harvest there wrote"):
+        harvest_values(Harvest.of(model, rows, ["embed"]), shard.parent)
+    with pytest.raises(StoreError, match=r"holds shard-00000\.safetensors, which no harvest there wrote"):
+        harvest_units(model, rows, [random_basis("embed", 32, "theirs")], tmp_path)
+    assert (theirs.read_text(), shard.read_text()) == ("half of it", "their data")
+
+
 def test_what_cannot_be_harvested_is_refused() -> None:
     model, rows = families.model("gpt2"), corpus_rows()
     for sites, message in (

@@ -30,7 +30,7 @@ from microtome.core.site import Site, as_site
 from microtome.store.headed_json import HeadedJson
 from microtome.store.lock import lock
 from microtome.store.manifest import differences
-from microtome.store.whole_file import write_whole
+from microtome.store.whole_file import PARTIAL, refuse_strangers, write_whole
 
 MANIFEST: Final = "harvest.json"
 SHARD_BYTES: Final = 1 << 26
@@ -50,7 +50,7 @@ def harvest_values(
     """Harvest into a folder, or go on with the harvest there.
 
     shard_bytes: about how large a shard is. Raises `StoreError` for a folder with another harvest, naming what
-    differs, one that is being written, and a full disk; what was written stays.
+    differs, one with somebody else's shards, one that is being written, and a full disk; what was written stays.
     """
     folder = Path(folder)
     try:
@@ -59,13 +59,15 @@ def harvest_values(
         raise StoreError(f"{folder} cannot be made ({error.strerror}); give another folder") from error
     with lock(folder):
         for left in folder.glob("*.partial"):
-            left.unlink()
+            if PARTIAL.fullmatch(left.name):
+                left.unlink()
         identity = json.loads(json.dumps(harvest.identity()))
         if (folder / MANIFEST).exists():
             told = _FILE.read(folder)
             if found := differences(told["identity"], identity):
                 raise StoreError(f"{folder} holds another harvest: {'; '.join(found)}. Give another folder")
         else:
+            refuse_strangers(folder, "shard-*")
             told = {
                 "identity": identity,
                 "passes": harvest.n_passes,

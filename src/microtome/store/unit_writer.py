@@ -36,9 +36,11 @@ from microtome.store.unit_files import (
     unit_dtype,
 )
 from microtome.store.unit_sort import AT_ONCE, write_by_token, write_by_unit
+from microtome.store.whole_file import refuse_strangers
 
 _Columns = dict[str, NDArray[Any]]
 _BYTES: Final = 1 << 24
+_LEFT: Final = ("shard-*", "run-*", "by_*.partial")  # what is there only while units are being written
 
 
 class UnitWriter(Holder):
@@ -100,6 +102,7 @@ class UnitWriter(Holder):
                     if there != here:
                         raise StoreError(f"{folder} has {name} {there}, not {here}; give another folder")
             else:
+                refuse_strangers(folder, *_LEFT, BY_UNIT, BY_TOKEN)
                 manifest = fresh
                 manifest.write(folder)
             writer = cls(folder, manifest, at_once, held)
@@ -216,7 +219,7 @@ class UnitWriter(Holder):
         """Remove what a kill left, and shards that are sorted."""
         kept = 0 if self.sealed else len(self._manifest.shards)
         named = {shard_name(number) for number in range(kept)}
-        for pattern in ("shard-*", "run-*", "*.partial"):
+        for pattern in (*_LEFT, f"{MANIFEST}.*.partial"):
             for path in self.folder.glob(pattern):
                 if path.name not in named:
                     path.unlink()

@@ -12,6 +12,14 @@ PARTIAL: Final = re.compile(
 )  # what a kill may leave behind, and nobody else writes
 
 
+def refuse_strangers(folder: Path, *patterns: str) -> None:
+    """Raise `StoreError` where files lie that would be written over, and nothing here says whose they are."""
+    if found := sorted(path.name for pattern in patterns for path in folder.glob(pattern)):
+        raise StoreError(
+            f"{folder} holds {found[0]}, which no harvest there wrote; nothing was changed. Give another folder"
+        )
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Put `content` in the place of the file at `path`, whose folders are made where absent.
 
