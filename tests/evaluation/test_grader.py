@@ -104,6 +104,9 @@ def test_where_to_look_is_told_where_it_is_known_and_nobody_is_asked_where_it_is
     method = plugins.method("independent_components")
     assert questions(method, found, {}) == [{"site": "path:hidden"}]
     assert checkable(method.card, Truth(labels=found.truth.labels))
+    latents = replace(method.card, claims=("latents",))
+    assert checkable(latents, Truth(labels=found.truth.labels))
+    assert not checkable(latents, found.truth)  # its directions are known, and tell more
     assert questions(method, replace(found, truth=Truth(labels=found.truth.labels)), {}) == []
 
 

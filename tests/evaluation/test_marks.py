@@ -188,6 +188,8 @@ def test_latents_are_told_by_single_units(model: microtome.Model) -> None:
     always = Truth(labels={"often": truth.labels["often"]})
     there = often[~np.isnan(codes[..., 0])].mean()
     assert asked(codes, always)["latents, F1 of the best unit"].chance >= 2 * there / (1 + there) - 0.05
+    # Where directions are known, they are asked for.
+    assert not asked(told, Truth(labels=truth.labels, features={"resid_pre.0": torch.eye(8)}))
     # Too rare to be scored, of other rows, or nothing known at all.
     seldom = torch.zeros(80, 5, dtype=torch.long)
     seldom[0, 0] = 1

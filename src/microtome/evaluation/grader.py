@@ -152,12 +152,10 @@ def checkable(card: Card, truth: Truth) -> bool:
             return True
         if kind == "quantity" and any(one.startswith(f"{name}.") for one in truth.quantities):
             return True
-        if (
-            kind == "directions"
-            and not truth.features
-            and not any(len(one.directions) for one in truth.variables)
-        ):
+        if kind == "directions" and not sites(truth):
             continue  # variables of which nobody knows the directions
+        if kind == "latents" and sites(truth):
+            continue  # the directions tell more
         if not name and any(getattr(truth, part) for part in KINDS[kind]):
             return True
     return False

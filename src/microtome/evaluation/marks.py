@@ -6,7 +6,7 @@
     found circuit     circuit                  F1 of its nodes; of its edges                share of the true ones found
     directions        variables, features      mean cosine of each true one with its best; of a variable's
                                                subspace, how much of each lies inside      share with a cosine of 0.9
-    unit values       labels                   mean F1 of the best unit of each latent, chosen on
+    unit values       labels alone             mean F1 of the best unit of each latent, chosen on
                                                one half of the rows, scored on the other   F1 of the best eight
     quantities        quantities               1 − size of the error / size of the truth    share within 1 %
     exact quantities  quantities               share equal up to rounding
@@ -277,7 +277,10 @@ def _best(
 
 
 def _latents(answer: UnitValues, truth: Truth, seed: int) -> Iterator[Mark]:
-    """Is there a unit, or a few, for each thing that is known to be true of a row?"""
+    """Is there a unit, or a few, for each thing that is known to be true of a row? Asked where no directions are known:
+    what data hold passes through any weights, and directions tell more."""
+    if truth.features or any(len(variable.directions) for variable in truth.variables):
+        return
     codes = torch.tensor(answer.values, dtype=torch.float32)
     there = codes.isfinite().all(-1)
     labels = {
