@@ -54,28 +54,33 @@ def test_every_combination_is_trained_scored_and_kept(tmp_path: Path) -> None:
 
 
 def test_seeds_are_told_together_and_matched_and_random_directions_stand_beside(tmp_path: Path) -> None:
-    plan = PLAN.model_copy(
-        update={"width": (16,), "k": (1.0, 2.0), "seeds": (0, 1), "nulls": True, "steps": 10}
-    )
+    small = {"testbed": "superposition/pentagon", "width": 8, "k": [1, 2], "seeds": [0, 1]}
+    plan = Plan.read(small | {"steps": 5, "batch": 64})
     training = train_dictionaries(plan, source(plan), tmp_path)
     shapes = {shape.title: shape for section in sections(training) for shape in section.shapes}
     over = shapes["explained over units on in a row"]
     assert isinstance(over, Curve)
-    assert over.series == ("topk, 16 units", "random directions, 16 units")
-    assert over.x.tolist() == [1.0, 2.0]
-    own = np.array([scores.score("explained_variance") for scores in training.scores]).reshape(2, 2)
-    random = [scores.score("explained_variance", "random directions") for scores in training.scores]
+    assert over.series == ("topk, 8 units", "random directions, 8 units")
     assert over.band is not None
-    np.testing.assert_allclose(over.y, [own.mean(1), np.reshape(random, (2, 2)).mean(1)])
-    np.testing.assert_allclose(over.band[0], np.stack([own.min(1), own.max(1)], -1))
+    l0, own = (
+        np.array([scores.score(name) for scores in training.scores]).reshape(2, 2)
+        for name in ("l0", "explained_variance")
+    )
+    at = np.searchsorted(over.x, l0.mean(1))
+    np.testing.assert_allclose(over.x[at], l0.mean(1))
+    np.testing.assert_allclose(over.y[0, at], own.mean(1))
+    np.testing.assert_allclose(over.band[0, at], np.stack([own.min(1), own.max(1)], -1))
+    assert np.isfinite(over.y[0]).sum() == 2
+    random = {scores.score("explained_variance", "random directions") for scores in training.scores}
+    assert sorted(random) == pytest.approx(sorted(over.y[1, np.isfinite(over.y[1])]))
     loss = shapes["loss"]
     assert isinstance(loss, Curve)
-    assert loss.series == ("topk-w16-k1", "topk-w16-k2")
+    assert loss.series == ("topk-w8-k1", "topk-w8-k2")
     assert loss.y[0, -1] == pytest.approx(np.mean([one.final.loss for one in training.trained[:2]]))
     pairs = shapes["from seed to seed"]
     assert isinstance(pairs, Table)
     assert [row[:2] for row in pairs.rows] == [
-        (f"topk-w16-k{k}-s0 (16)", f"topk-w16-k{k}-s1 (16)") for k in (1, 2)
+        (f"topk-w8-k{k}-s0 (8)", f"topk-w8-k{k}-s1 (8)") for k in (1, 2)
     ]
 
 

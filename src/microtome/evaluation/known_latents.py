@@ -136,7 +136,8 @@ def known_latents(
     unit, sign, cut = _chosen(*first)
     known, real = second[1].isfinite(), second[1] > 0
     told = second[0][:, unit] * sign > cut
-    several = torch.stack([_several(first, second, latent, ks) for latent in range(len(names))])
+    ranked = _apart(*first).topk(max(ks), -1).indices
+    several = torch.stack([_several(first, second, n, ranked[n], ks) for n in range(len(names))])
     return Probed(
         tuple(names),
         len(codes),
@@ -188,7 +189,8 @@ def _chosen(
         ends = (value[1:] < value[:-1]).nonzero()[:, 0]
         if not len(ends):
             continue
-        right, told = real[order].cumsum(0)[ends], known[order].cumsum(0)[ends]
+        head = order[: int(ends[-1]) + 1]  # the others are alike: no cut comes after them
+        right, told = real[head].cumsum(0)[ends], known[head].cumsum(0)[ends]
         between = (value[ends] + value[ends + 1]) / 2
         for way, hits, said in ((1.0, right, told), (-1.0, true - right, everything - told)):
             highest, place = (2 * hits / (said + true).clamp_min(1)).max(0)
@@ -199,29 +201,39 @@ def _chosen(
     return unit, sign, cut
 
 
+def _apart(
+    codes: Float[Tensor, "row unit"], truth: Float[Tensor, "row latent"]
+) -> Float[Tensor, "latent unit"]:
+    """How far each unit's means differ between true and false, in its standard deviations where a latent is known."""
+    codes, known, true = codes.double(), truth.isfinite().double(), (truth > 0).double()
+    rows, hits = known.sum(0)[:, None], true.sum(0)[:, None]
+    total, own = known.mT @ codes, true.mT @ codes
+    variance = (known.mT @ codes.square() - total.square() / rows) / (rows - 1)
+    return (own / hits - (total - own) / (rows - hits)).abs() / variance.clamp_min(1e-24).sqrt()
+
+
 def _several(
-    first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], latent: int, ks: Sequence[int]
+    first: tuple[Tensor, Tensor],
+    second: tuple[Tensor, Tensor],
+    latent: int,
+    ranked: Tensor,
+    ks: Sequence[int],
 ) -> Float[Tensor, " k"]:
-    """Held-out F1 of ridge regression on the k units that differ most."""
+    """Held-out F1 of ridge regression on the k units that differ most, which are ranked."""
     (codes, truth), (held, held_truth) = (
-        (codes[truth[:, latent].isfinite()], truth[truth[:, latent].isfinite(), latent] > 0)
+        (codes[:, ranked][known].double(), truth[known, latent] > 0)
         for codes, truth in (first, second)
+        for known in (truth[:, latent].isfinite(),)
     )
     mean, deviation = codes.mean(0), codes.std(0).clamp_min(1e-12)
-    apart = (codes[truth].mean(0) - codes[~truth].mean(0)).abs() / deviation
-    ranked = apart.topk(max(ks)).indices
+    scaled, scaled_held = ((rows - mean) / deviation for rows in (codes, held))
+    wanted = truth.double() - truth.double().mean()
     found = []
     for k in ks:
-        chosen = ranked[:k]
-        scaled, scaled_held = (
-            ((rows[:, chosen] - mean[chosen]) / deviation[chosen]).double() for rows in (codes, held)
-        )
-        wanted = truth.double() - truth.double().mean()
-        gram = scaled.mT @ scaled + RIDGE * len(scaled) * torch.eye(k, dtype=torch.float64)
-        weight = torch.linalg.solve(gram, scaled.mT @ wanted)
-        cut = _best_cut(scaled @ weight, truth)
-        known = torch.ones_like(held_truth)
-        found.append(f1(scaled_held @ weight > cut, held_truth, known))
+        gram = scaled[:, :k].mT @ scaled[:, :k] + RIDGE * len(scaled) * torch.eye(k, dtype=torch.float64)
+        weight = torch.linalg.solve(gram, scaled[:, :k].mT @ wanted)
+        cut = _best_cut(scaled[:, :k] @ weight, truth)
+        found.append(f1(scaled_held[:, :k] @ weight > cut, held_truth, torch.ones_like(held_truth)))
     return torch.stack(found)
 
 
