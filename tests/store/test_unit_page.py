@@ -51,6 +51,20 @@ def test_names_of_tokens_are_shown_where_there_are_any(store: UnitStore) -> None
             unit_page(UnitStore.open(store.folder), 0)
 
 
+def test_attributions_stand_beside_values_where_gradients_were_kept(tmp_path: Path) -> None:
+    Corpus.write([np.arange(4)], 4, tmp_path / "corpus")
+    with UnitWriter.open(tmp_path / "toy", {}, n_units=1, n_tokens=4, gradients=True) as writer:
+        slopes = np.array([1.0, -1.0, 0.5, 2.0], np.float32)
+        writer.append(np.arange(4), np.zeros(4, int), np.arange(1, 5, dtype=np.float32), slopes, seen=4)
+        writer.seal()
+    _, top, some = unit_page(UnitStore.open(tmp_path / "toy"), 0, top=2)
+    for table, rows in ((top, 2), (some, 4)):
+        assert isinstance(table, Table)
+        assert table.columns == ("value", "attribution", "document", "token", "text")
+        assert [row[1] for row in table.rows] == [8.0, 1.5, -2.0, 1.0][:rows]
+        assert "slope of the metric" in table.caption
+
+
 def signed(folder: Path) -> UnitStore:
     """20 tokens. Unit 0 from −9 to 10, unit 1 with a little below zero, 2 and 3 with unit 0 and against it, 4 alone."""
     rising = np.arange(-9, 11.0)

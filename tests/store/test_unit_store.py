@@ -251,7 +251,7 @@ def test_other_questions_about_nothing_are_refused(store: UnitStore) -> None:
         store.contexts(0, np.array([400]))
     with pytest.raises(InputError, match=r"tokens 0 … 399"):
         store.at_tokens(3, 401)
-    with pytest.raises(InputError, match="no gradients were kept"):
+    with pytest.raises(InputError, match="these entries have no gradients"):
         _ = store.top(0).attribution
 
 

@@ -49,6 +49,7 @@ def test_tables_say_what_the_store_says(
         if gradients:
             assert mine.gradient is not None
             assert own["gradient"].tolist() == mine.gradient.tolist()
+            assert own["attribution"].tolist() == mine.attribution.tolist()
     assert ("gradient" in entries) == gradients
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
         "entries.parquet",

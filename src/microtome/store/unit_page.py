@@ -40,10 +40,7 @@ def unit_page(
     shown.append(_examples(store, unit, f"{name}: its {len(largest)} largest values", largest))
     if smallest.value[0] < 0 and -2 * smallest.value[0] >= largest.value[0]:
         shown.append(_examples(store, unit, f"{name}: its {len(smallest)} smallest values", smallest))
-    parts = store.quantiles(unit, 10, each, seed)
-    some = Entries(
-        *(np.concatenate([getattr(part, column) for part in parts]) for column in ("token", "unit", "value"))
-    )
+    some = Entries.joined(store.quantiles(unit, 10, each, seed))
     return (
         *shown,
         _examples(store, unit, f"{name}: {each} random of each tenth of its values, seed {seed}", some),
@@ -52,18 +49,16 @@ def unit_page(
 
 def _examples(store: UnitStore, unit: int, title: str, entries: Entries) -> Table:
     contexts = store.contexts(unit, entries.token)
-    rows = tuple(
-        (
-            float(value),
-            int(contexts.document[number]),
-            int(contexts.place[number]),
-            _text(store, contexts, number),
+    columns: dict[str, list[Any]] = {"value": entries.value.tolist()}
+    caption = "» « mark the token where it is on"
+    if entries.gradient is not None:
+        columns["attribution"] = entries.attribution.tolist()
+        caption += (
+            "; attribution: the value times the slope of the metric harvested, such as the loss, along it"
         )
-        for number, value in enumerate(entries.value)
-    )
-    return Table(
-        title, ("value", "document", "token", "text"), rows, caption="» « mark the token where it is on"
-    )
+    columns |= {"document": contexts.document.tolist(), "token": contexts.place.tolist()}
+    columns["text"] = [_text(store, contexts, number) for number in range(len(entries))]
+    return Table(title, tuple(columns), tuple(zip(*columns.values(), strict=True)), caption)
 
 
 def _text(store: UnitStore, contexts: Contexts, number: int) -> str:

@@ -43,6 +43,17 @@ class Entries:
     value: NDArray[np.float32]
     gradient: NDArray[np.float32] | None = None
 
+    @classmethod
+    def joined(cls, parts: Sequence["Entries"]) -> Self:
+        """Several, one behind the other."""
+        gradients = [part.gradient for part in parts if part.gradient is not None]
+        return cls(
+            np.concatenate([part.token for part in parts]),
+            np.concatenate([part.unit for part in parts]),
+            np.concatenate([part.value for part in parts]),
+            np.concatenate(gradients) if len(gradients) == len(parts) else None,
+        )
+
     def __len__(self) -> int:
         return len(self.token)
 
@@ -50,7 +61,9 @@ class Entries:
     def attribution(self) -> NDArray[np.float32]:
         """Gradient times value: to first order, what the metric would lose without the unit there."""
         if self.gradient is None:
-            raise InputError("no gradients were kept; harvest with gradients=True")
+            raise InputError(
+                "these entries have no gradients; harvest with gradients=True, and ask unit by unit (top, entries …)"
+            )
         return self.gradient * self.value
 
 

@@ -3,7 +3,8 @@
     write_tables(UnitStore.open("harvest/dictionary"), "tables")
 
     units.parquet       unit, tokens (at how many it is on), density, mean and largest (of its values where it is on)
-    entries.parquet     unit, token, document, place, value, and gradient where it was kept: by unit, largest first
+    entries.parquet     unit, token, document, place, value; where it was kept gradient, and attribution, the product
+                        of the two: by unit, largest first
 
 Entries are written unit by unit, so that no more than some of them are in memory.
 """
@@ -61,6 +62,7 @@ def _entries(store: UnitStore) -> Iterator[dict[str, NDArray[Any]]]:
         }
         if "gradient" in by_unit:
             columns["gradient"] = from_bfloat16(by_unit["gradient"][here])
+            columns["attribution"] = columns["gradient"] * columns["value"]
         yield columns
 
 
