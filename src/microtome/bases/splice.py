@@ -151,7 +151,9 @@ def splice(
         `freeze`: it stays, as a constant: gradients flow through codes alone.
         `drop`: it goes. A tensor `[row, position, …]`, or one for each site written: this instead, such as the error
         of another run.
-    change: `UnitEdit`s, or any function of codes `[row, position, unit]`. rows, positions: where; by default all.
+    change: `UnitEdit`s, or any function of codes `[row, position, unit]`.
+    rows, positions: where; by default all. In generation all are also those to come: what is patched there from the
+        codes of a prompt needs the prompt's positions.
 
     Raises `InputError` for units that are not there and for a basis that cannot be computed in one pass, because it
     reads later than it writes.
