@@ -190,6 +190,21 @@ def test_same_call_same_result(models: Callable[[str], Model], pairs: Pairs) -> 
     assert method.run(models("gpt2"), pairs, config) == method.run(models("gpt2"), pairs, config)
 
 
+def test_without_the_guard_effects_are_the_same_and_none_is_judged(
+    models: Callable[[str], Model], pairs: Pairs
+) -> None:
+    judged, bare = (
+        method.run(models("gpt2"), pairs, method.Config(parts=("z",), layers=(0,), guard=guard))
+        for guard in (True, False)
+    )
+    assert np.array_equal(judged.data["z"], bare.data["z"])
+    assert np.isfinite(judged.data["z_percentile"]).any()
+    assert np.isnan(bare.data["z_percentile"]).all()
+    off = bare.data.sel(rule="off-distribution")
+    assert str(off["status"].values) == "does not apply"
+    assert bare.shapes()
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

@@ -134,6 +134,12 @@ def test_what_it_tells(models: Callable[[str], Model], pairs: Pairs) -> None:
     assert found.shapes()[0].panels == ("total", "direct", "indirect", "interaction")  # type: ignore[union-attr]
 
 
+def test_without_the_guard_none_is_judged(models: Callable[[str], Model], pairs: Pairs) -> None:
+    found = method.run(models("gpt2"), pairs, method.Config(components=("mlp_out.1",), guard=False))
+    assert np.isnan(found.data["percentile"]).all()
+    assert found.shapes()
+
+
 def test_refuses_unknown_components(models: Callable[[str], Model], pairs: Pairs) -> None:
     with pytest.raises(SiteError, match=r"z\.0\.h4 is not a component"):
         method.run(models("gpt2"), pairs, method.Config(components=("z.0.h4",)))

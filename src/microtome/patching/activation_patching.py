@@ -72,6 +72,9 @@ class Config(base.Config):
     layers: tuple[int, ...] | None = Field(None, description="Layers to patch; None: all.")
     heads: tuple[int, ...] | None = Field(None, description="Heads to patch; None: all.")
     units: tuple[int, ...] | None = Field(None, description="Neurons to patch; needed for mlp_post.")
+    guard: bool = Field(
+        True, description="Whether to judge how far each intervention leads from what is natural."
+    )
     seed: base.Seed = Field(0, description="Seed of the split of prompts for the off-distribution guard.")
 
 
@@ -101,7 +104,7 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
         choice = Choice(config.parts, config.layers, config.heads, config.units, config.by_position)
         charts = make_maps(model, stretches(data, config.positions), choice)
         sites = [cell.site for chart in charts for cell in chart.cells]
-        contrast = Contrast.of(model, data, config.metric, sites, config.seed)
+        contrast = Contrast.of(model, data, config.metric, sites, config.seed, guard=config.guard)
         recorder.add(passes=2)
         cases = directions(config.direction)
         found = [[_patched(contrast, case, chart) for case in cases] for chart in charts]

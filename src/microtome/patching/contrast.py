@@ -53,10 +53,16 @@ class Contrast:
     corrupt: Side
     batch: Batch
     seed: int = 0
+    guard: bool = True
 
     @staticmethod
-    def of(model: Model, pairs: Pairs, metric: str, sites: Sequence[Site], seed: int = 0) -> "Contrast":
-        """Run both sides, reading whole sites and the final stream. Raises what `Model.run` raises."""
+    def of(
+        model: Model, pairs: Pairs, metric: str, sites: Sequence[Site], seed: int = 0, *, guard: bool = True
+    ) -> "Contrast":
+        """Run both sides, reading whole sites and the final stream. Raises what `Model.run` raises.
+
+        guard: judge how far interventions lead from what is natural.
+        """
         scorer = metric_for(model, pairs, metric)
         read = list(dict.fromkeys((*(site.whole for site in sites), final_stream(model).whole)))
 
@@ -66,7 +72,7 @@ class Contrast:
             return Side(tokens, run.values, run.metric)
 
         batch = model.inputs(pairs.clean, pairs.mask).batch
-        return Contrast(model, pairs, scorer, side(pairs.clean), side(pairs.corrupt), batch, seed)
+        return Contrast(model, pairs, scorer, side(pairs.clean), side(pairs.corrupt), batch, seed, guard)
 
     def base(self, direction: Direction) -> Side:
         """The run that is intervened on."""
@@ -93,7 +99,7 @@ class Contrast:
     @cached_property
     def natural(self) -> Natural:
         """Both runs as the reference of what is natural."""
-        return Natural((self.clean.values, self.corrupt.values), self.batch, self.seed)
+        return Natural((self.clean.values, self.corrupt.values), self.batch, self.seed, judges=self.guard)
 
     @cached_property
     def provenance(self) -> Provenance:

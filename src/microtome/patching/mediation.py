@@ -80,6 +80,9 @@ class Config(base.Config):
         "noise", description="noise (corrupt into clean) or denoise (clean into corrupt)."
     )
     metric: str = Field(metrics.DEFAULT, description="Metric by name.")
+    guard: bool = Field(
+        True, description="Whether to judge how far each intervention leads from what is natural."
+    )
     seed: base.Seed = Field(0, description="Seed of the off-distribution guard.")
 
 
@@ -152,7 +155,8 @@ def run(model: Model, data: Pairs, config: Config | None = None) -> Result:
     chosen = parse(model, config.components) if config.components else every_component(model)
     with measure() as recorder:
         mediators = components.between(model, (-1, 0), END)
-        contrast = Contrast.of(model, data, config.metric, [*chosen, *mediators], config.seed)
+        sites = [*chosen, *mediators]
+        contrast = Contrast.of(model, data, config.metric, sites, config.seed, guard=config.guard)
         recorder.add(passes=2)
         at = contrast.metric.needs.positions
         portion = portion_of(model, data.clean, [s if at is None else s.at(*at) for s in mediators])

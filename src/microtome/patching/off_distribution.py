@@ -101,10 +101,12 @@ class Natural:
     """Natural values of runs over the same rows; the references are made from them when first needed.
 
     The rows are halved (`half`, of each row). What stands in a row of one half is judged by the values of the other
-    half, so that no value is near merely because the covariance has seen its own prompt.
+    half, so that no value is near merely because the covariance has seen its own prompt. judges: `False` judges none.
     """
 
-    def __init__(self, runs: Sequence[Mapping[Site, Tensor]], batch: Batch, seed: int = 0) -> None:
+    def __init__(
+        self, runs: Sequence[Mapping[Site, Tensor]], batch: Batch, seed: int = 0, *, judges: bool = True
+    ) -> None:
         self._runs = runs
         self._batch = batch
         self._made: dict[tuple[Site, int], Reference] = {}
@@ -116,7 +118,7 @@ class Natural:
         self._last = self._judged & (count == real.sum(dim=1, keepdim=True))
         order = torch.randperm(batch.rows, generator=torch.Generator().manual_seed(seed))
         self.half = order.argsort() % 2
-        self.judges = all(bool(self._judged[self.half == half].any()) for half in (0, 1))
+        self.judges = judges and all(bool(self._judged[self.half == half].any()) for half in (0, 1))
 
     def reference(self, site: Site, half: int) -> Reference:
         """Of the heads and units of a site, for judging rows of this half.
@@ -166,7 +168,7 @@ class Natural:
     def of_edits(self, edits: Sequence[Edit], base: Mapping[Site, Tensor]) -> float:
         """The median percentile of what edits put in place of the base run's values; NaN where none is judged."""
         found: list[float] = []
-        for edit in edits:
+        for edit in edits if self.judges else ():
             held = list(range(self._batch.rows)) if edit.rows is None else list(edit.rows)
             before = select.read(edit.site, base[edit.site.whole][held], self._batch.select(held))
             found += self.percentiles(edit.apply(before), edit.site, held)

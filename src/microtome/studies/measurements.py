@@ -60,12 +60,11 @@ def measure(
     can be compared.
     """
     by = columns(pairs)
-    effects = mediation.run(
-        model, pairs, mediation.Config(components=tuple(map(str, sites)), metric=metric)
-    ).data["normalised"]
+    both = mediation.Config(components=tuple(map(str, sites)), metric=metric, guard=False)
+    effects = mediation.run(model, pairs, both).data["normalised"]
     parts = tuple(dict.fromkeys(site.part for site in sites))
     settings = activation_patching.Config(
-        parts=parts, direction="noise", metric=metric, positions=by, by_position=True
+        parts=parts, direction="noise", metric=metric, positions=by, by_position=True, guard=False
     )
     placed = activation_patching.run(model, pairs, settings).data
     labels = placed["token"].values.tolist()
