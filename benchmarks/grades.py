@@ -43,7 +43,9 @@ def main(
     }
     grades = replace(grades, grades=tuple(one for one in grades.grades if one.method in variants))
     grades.save(RESULTS / "grades.json")
-    told = ["# Methods against answer keys\n", f"`microtome grade`, seed 0 of each case. {grades.told()}\n"]
+    seeded = len({grade.case for grade in grades.grades if grade.seed})
+    ran = f"`microtome grade`, seed 0 of each case, and of {seeded} of them more seeds."
+    told = ["# Methods against answer keys\n", f"{ran} {grades.told()}\n"]
     for held_out, heading in ((False, "Scores"), (True, "Held-out scores")):
         told += [f"## {heading}\n", *(markdown(table) for table in grades.tables(held_out))]
     told += ["## Runs that came to nothing\n", markdown(grades.trouble())]
