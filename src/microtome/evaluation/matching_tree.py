@@ -298,11 +298,10 @@ def _table(
 ) -> Table:
     told = [f"{name} ({width})" for name, width in zip(names, widths, strict=True)]
     rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (*pair, *some) for pair, some in zip(pairwise(told), shares, strict=True)
+        (" → ".join(pair), *some) for pair, some in zip(pairwise(told), shares, strict=True)
     )
     columns = (
-        "from",
-        "to",
+        "dictionaries",
         "recurring",
         "by luck",
         "mean max",
