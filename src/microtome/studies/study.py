@@ -14,7 +14,6 @@ The same at the grain of edges (`microtome.studies.edges`); in the end, all task
 Every step is a stage of the study folder: a study that was interrupted goes on where it stopped.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,10 +41,11 @@ from microtome.patching import ablation, activation_patching, path_patching
 from microtome.patching.components import order
 from microtome.store.study_folder import StudyFolder
 from microtome.studies import edges, sentences
+from microtome.studies.account_numbers import account_numbers
 from microtome.studies.behaviour import behaviour, not_done
 from microtome.studies.edges import EdgeStages
 from microtome.studies.measurements import Measured, columns, measure
-from microtome.studies.predictions import Foretold, foretell, hits, shuffled_hits
+from microtome.studies.predictions import foretell
 
 LEAST_FAITHFUL, MOST_LEFT = 0.7, 0.3
 MOST_PATHS = 24
@@ -67,7 +67,7 @@ class Config(base.Config):
 class TaskAccount:
     """What a study says of one task. `refused`: why there is nothing to say; then the rest is empty.
 
-    record: plain values (see `_summary`). results: by method, for their pictures.
+    record: plain values (see `account_numbers`). results: by method, for their pictures.
     """
 
     task: Task
@@ -173,8 +173,14 @@ class _TaskStudy:
         no_edges = self._find_edges()
         described = self._describe()
         self._register(described)
-        results["circuit_scores"] = self._validate(described)
-        record = self._summary(done, described, results) | {"no_edges": no_edges}
+        scores = results["circuit_scores"] = self._validate(described)
+        told = [claim.statement for claim in self._claims(described).values()]
+        record = {
+            "behaviour": done,
+            "examples": [self.pairs.texts[0], self.pairs.corrupt_texts[0], list(self.pairs.answer_texts[0])],
+            "no_edges": no_edges,
+            **account_numbers(described, self.tested, told, scores, len(components(self.model))),
+        }
         if self.edge_circuit is not None:
             tested = self.edges.test(self.edges.find(self.pairs), self.pairs, self.unseen, self.folder.ledger)
             results |= tested
@@ -280,7 +286,7 @@ class _TaskStudy:
 
     # 3. Validation.
 
-    def _validate(self, described: Sequence[Measured]) -> Result:
+    def _validate(self, described: Sequence[Measured]) -> circuit_scores.Result:
         self.say("testing on held-out prompts")
         places = {m.component: m.place for m in described}
         self.tested = [
@@ -296,11 +302,11 @@ class _TaskStudy:
             seed=self.config.seed,
         )
         scores = self._result("circuit_scores", lambda: circuit_scores.run(self.model, self.unseen, settings))
+        assert isinstance(scores, circuit_scores.Result)
         self._record(described, scores)
         return scores
 
-    def _record(self, described: Sequence[Measured], scores: Result) -> None:
-        assert isinstance(scores, circuit_scores.Result)
+    def _record(self, described: Sequence[Measured], scores: circuit_scores.Result) -> None:
         ledger, n, data = self.folder.ledger, len(self.unseen), self.unseen.hash
         by_name = {m.component: m for m in self.tested}
         for name, claim in self._claims(described).items():
@@ -329,58 +335,9 @@ class _TaskStudy:
                     found.setdefault(str(site), []).append(role)
         return found
 
-    def _summary(
-        self, behaviour: Any, described: Sequence[Measured], results: dict[str, Result]
-    ) -> dict[str, Any]:
-        """The four numbers and what stands behind them, as plain values."""
-        scores = results["circuit_scores"]
-        assert isinstance(scores, circuit_scores.Result)
-        roles = self._roles()
-        told = [sentences.sentence(m, roles) for m in described]
-        foretold = [one for m in described for one in foretell(m)]
-        right, total = hits(foretold, self.tested)
-        control_right, control_total = shuffled_hits(foretold, self.tested)
-        words, bits = sentences.length(told)
-        count = len(components(self.model))
-        return {
-            "behaviour": behaviour,
-            "nodes": [str(site) for site in self.nodes],
-            "sentences": told,
-            "predictions": [_outcome(one, self.tested) for one in foretold],
-            "mathematical_accuracy": scores.score("faithfulness"),
-            "mathematical_interval": list(scores.interval("faithfulness")),
-            "mathematical_length": len(self.nodes),
-            "components": count,
-            "mathematical_bits": math.log2(math.comb(count, len(self.nodes))),
-            "semantic_accuracy": right / total,
-            "semantic_hits": [right, total],
-            "semantic_control": control_right / control_total if control_total else None,
-            "semantic_length": words,
-            "semantic_bits": bits,
-            "random_circuits": float(scores.data["random"].sel(kind="resample").mean()),
-            "random_best": float(scores.data["random"].sel(kind="resample").max()),
-            "mean_ablation": scores.score("faithfulness", "mean"),
-            "leftover": scores.score("leftover"),
-            "sufficiency": scores.score("sufficiency"),
-            "unexplained": max(0.0, 1.0 - scores.score("faithfulness")),
-            "examples": [self.pairs.texts[0], self.pairs.corrupt_texts[0], list(self.pairs.answer_texts[0])],
-        }
-
 
 FAITHFUL = "share of the behaviour kept by the circuit alone (resample ablation)"
 LEFT = "share of the behaviour left when only the circuit is replaced"
-
-
-def _outcome(one: Foretold, tested: Sequence[Measured]) -> dict[str, Any]:
-    measured = next(m for m in tested if m.component == one.component)
-    return {
-        "component": one.component,
-        "quantity": one.quantity,
-        "low": one.low,
-        "high": one.high,
-        "value": one.value(measured),
-        "hit": one.holds(measured),
-    }
 
 
 def _reads_after(model: Model, sender: Site, receiver: Site) -> bool:
