@@ -40,9 +40,9 @@ def test_so_many_units_are_on_as_let_rows_be_said_shortly(on: int) -> None:
     """Of 16 orthogonal directions so many are in each row: fewer units leave some unsaid, more cost for nothing."""
     draw = torch.Generator().manual_seed(0)
     directions = torch.linalg.qr(torch.randn(16, 16, generator=draw)).Q
-    which = torch.rand(600, 16, generator=draw).argsort(-1) < on
-    values = (which * (1 + torch.rand(600, 16, generator=draw))) @ directions
-    assert shortest(values, SITE, Config(width=24, steps=400, batch=64, rate=0.02)) == on
+    which = torch.rand(400, 16, generator=draw).argsort(-1) < on
+    values = (which * (1 + torch.rand(400, 16, generator=draw))) @ directions
+    assert shortest(values, SITE, Config(width=24, steps=200, batch=64, rate=0.04)) == on
 
 
 def test_defaults_follow_the_width_of_the_site() -> None:
