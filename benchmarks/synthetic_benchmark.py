@@ -45,7 +45,27 @@ WIDE: Final = (128, 512, 2048, 4096)
 SCORES: Final = ("L0", "dead", "explained variance", "MCC", "uniqueness", "F1", "norm ratio", "F1 once")
 NAN = float("nan")
 TOLD: Final = """\
-@@TOLD@@
+The published ordering is reproduced by F1 and by what is explained; by MCC BatchTopK and JumpReLU, which are close,
+change places. What its authors point out holds: Matryoshka has the best F1, matching pursuit explains most with the
+worst F1, L1 has the worst MCC.
+
+At equal numbers on TopK, BatchTopK and Matryoshka are ahead of SAELens's in F1, MCC and what is explained; JumpReLU
+has as many on as asked for by default. Matching pursuit explains more and finds a little less; one seed of either.
+
+L1 at an equal number on: plain, ours explains more and has a higher MCC, but at 14.7 and 54.3 a lower F1. Squared
+error spends units on beyond the features that 256 units can hold (about 8 are on) on what is not explained yet,
+weakly and by many, and the more, the longer it is trained: after 1000 steps F1 is 0.474 at 14.5 on. First directions
+of rows (0.431 at 14.7) do not help; free norms and a smaller encoder to begin with change nothing after 900 steps; an
+encoder tied to the decoder is far worse (1000 steps: 0.191, MCC 0.471). In nested prefixes, each of which pays for
+its own units, L1 is ahead of SAELens's at 14.7 in F1, MCC and what is explained, at 8 as well. That is offered
+(`prefixes`), but not the default: less is explained than without, here and at resid_post.2 of the bundled model (32
+of 384 units on, 600 steps, one seed: 0.887 for 0.902; the best unit of a latent has F1 0.466 for 0.450). At 54.3 on,
+seven times as many as there are features to be had, SAELens's F1 is not reached in either way, while MCC and what is
+explained are higher. F1 favours there who trains little: with SAELens's settings ours has after 1000 steps 32.5 on
+and F1 0.458, much of it of units that share their feature with others (uniqueness 0.57; F1 once 0.246).
+
+Rows a second were measured beside other work on this machine; with the machine to itself 24,897 at the full settings,
+23.5 times.
 """
 Figures = tuple[float, ...]  # in the order of SCORES
 SAELENS_SMALL: Final[dict[str, Figures]] = {
