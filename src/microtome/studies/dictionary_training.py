@@ -106,7 +106,8 @@ def trained(
         target=source.target,
         learner=learner,
         report=lambda step, _: tell("training", step, plan.steps),
-        device="cuda" if torch.cuda.is_available() else None,
+        # End to end, what is rebuilt goes back into the model, and stays where that is.
+        device="cuda" if torch.cuda.is_available() and not plan.end_to_end else None,
     )
 
 
