@@ -1,4 +1,4 @@
-"""Do our variants find more of a synthetic benchmark than SAELens's? `python benchmarks/synthetic_benchmark.py [full]`
+"""Do our variants find more of a synthetic benchmark than SAELens's? `benchmarks/synthetic_benchmark.py [full|speeds]`
 
 small: 1024 features in 128 dimensions, dictionaries of 256 units, 3 million rows in batches of 1024. SAELens's figures
 (6.54.12) were measured at such settings on this kind of machine, from one seed; its rows are drawn by other random
@@ -8,6 +8,7 @@ seeds of the dictionary.
 full: SynthSAEBench-16k, 16384 features in 768 dimensions, width 4096, 200 million rows, beside the published table; for
 a machine with a GPU. One command: rows are made ahead by threads, progress is told, all is kept in a folder, and the
 same command goes on where it was stopped. Fewer rows (`--rows`) show whether it runs.
+speeds: how fast rows are made, beside SAELens's generator in the same run where `sae-lens` can be imported.
 
 Scores are those of `microtome.evaluation.planted_recovery` on 100 000 rows (full: 20 000) that were not trained on. F1
 once: of units nearest to one feature the best alone counts, so that a frequent feature found five times is found once.
@@ -33,7 +34,7 @@ from microtome.dictionaries.recipe import Recipe
 from microtome.dictionaries.trainer import Trained, train
 from microtome.evaluation.planted_recovery import planted_recovery
 from microtome.testbeds.toys.planted_stream import PlantedStream
-from microtome.testbeds.toys.synthetic_benchmark import FULL, SMALL, SyntheticBenchmark
+from microtome.testbeds.toys.synthetic_benchmark import FULL, SMALL, Setting, SyntheticBenchmark
 
 RESULTS: Final = Path(__file__).parent / "results"
 SEED: Final = 42
@@ -63,9 +64,6 @@ of 384 units on, 600 steps, one seed: 0.887 for 0.902; the best unit of a latent
 seven times as many as there are features to be had, SAELens's F1 is not reached in either way, while MCC and what is
 explained are higher. F1 favours there who trains little: with SAELens's settings ours has after 1000 steps 32.5 on
 and F1 0.458, much of it of units that share their feature with others (uniqueness 0.57; F1 once 0.246).
-
-Rows a second were measured beside other work on this machine; with the machine to itself 24,897 at the full settings,
-23.5 times.
 """
 Figures = tuple[float, ...]  # in the order of SCORES
 SAELENS_SMALL: Final[dict[str, Figures]] = {
@@ -166,24 +164,58 @@ def ordering(ours: dict[str, Figures]) -> list[str]:
     return lines
 
 
-def rows_a_second(planted: SyntheticBenchmark) -> float:
-    """Median over chunks of 4096, in CPU seconds."""
-    planted.chunk(0, 4096)
+def per_row(make: Callable[[int], object], rows: int, times: int) -> float:
+    """CPU seconds a row: the median over so many batches, the first of which is not counted."""
     spent = []
-    for number in range(7):
+    for number in range(times + 1):
         start = time.process_time()
-        planted.chunk(number, 4096)
+        make(number)
         spent.append(time.process_time() - start)
-    return 4096 / statistics.median(spent)
+    return statistics.median(spent[1:]) / rows
+
+
+def saelens(setting: Setting, rows: int) -> Callable[[int], object] | None:
+    """SAELens's generator of the same settings, where `sae-lens` can be imported (it is no dependency)."""
+    try:
+        from sae_lens.synthetic import firing_magnitudes, firing_probabilities, hierarchy, synthetic_model
+    except ImportError:
+        return None
+    trees = hierarchy.HierarchyConfig(
+        total_root_nodes=setting.roots,
+        branching_factor=setting.branching,
+        max_depth=setting.depth,
+        mutually_exclusive_portion=1.0,
+        compensate_probabilities=True,
+        scale_children_by_parent=True,
+    )
+    config = synthetic_model.SyntheticModelConfig(
+        num_features=setting.features,
+        hidden_dim=setting.dimensions,
+        firing_probability=firing_probabilities.ZipfianFiringProbabilityConfig(
+            exponent=setting.exponent, max_prob=setting.highest, min_prob=setting.lowest
+        ),
+        hierarchy=trees,
+        correlation=synthetic_model.LowRankCorrelationConfig(setting.rank, setting.correlation),
+        mean_firing_magnitudes=firing_magnitudes.LinearMagnitudeConfig(*setting.means),
+        std_firing_magnitudes=firing_magnitudes.FoldedNormalMagnitudeConfig(*setting.deviations),
+        bias=setting.bias,
+        seed=SEED,
+    )
+    model = synthetic_model.SyntheticModel(config)
+    return lambda _: model.sample(rows)
 
 
 def speeds() -> str:
-    """How fast rows are made."""
-    full = rows_a_second(SyntheticBenchmark(FULL.model_copy(update={"steps": 0}), SEED))
-    return (
-        f"Rows at the full settings: {full:,.0f} a CPU second, {full / GENERATOR_OF_SAELENS:.1f} times SAELens's "
-        f"{GENERATOR_OF_SAELENS:,}; at the small settings {rows_a_second(SyntheticBenchmark(SMALL, SEED)):,.0f}."
-    )
+    """How fast rows are made, on one thread, by ours and by SAELens's in turn."""
+    told = []
+    for name, setting in (("full", FULL.model_copy(update={"steps": 0})), ("small", SMALL)):
+        planted = SyntheticBenchmark(setting, SEED)
+        ours = per_row(lambda number, it=planted: it.chunk(number, 4096), 4096, 7)
+        told.append(f"At the {name} settings {1 / ours:,.0f} rows a CPU second")
+        if (peer := saelens(setting, 1024)) is not None:
+            theirs = per_row(peer, 1024, 5)
+            told[-1] += f", SAELens's {1 / theirs:,.0f} in the same run: {theirs / ours:.1f} times"
+    return f"{'. '.join(told)}. Cited for SAELens at the full settings: {GENERATOR_OF_SAELENS:,}."
 
 
 def progress(steps: int) -> Callable[[int, Sequence[Taken | None]], None]:
@@ -243,11 +275,15 @@ def page(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("settings", nargs="?", choices=("small", "full"), default="small")
+    parser.add_argument("settings", nargs="?", choices=("small", "full", "speeds"), default="small")
     parser.add_argument("--rows", type=int, help="to train on; 3 million, full: 200 million")
     parser.add_argument("--device", help="cpu or cuda; full: cuda where there is one")
     parser.add_argument("--folder", help="where training is kept; full: synthetic-benchmark")
     asked = parser.parse_args()
+    if asked.settings == "speeds":
+        torch.set_num_threads(1)
+        sys.stdout.write(f"{speeds()}\n")
+        return
     small = asked.settings == "small"
     best = "cuda" if torch.cuda.is_available() and not small else "cpu"
     device = asked.device or best
