@@ -297,9 +297,8 @@ def _latents(answer: UnitValues, truth: Truth, seed: int) -> Iterator[Mark]:
         return
     always = found.chance.double().numpy()
     scored = np.array([int(latents[name].isfinite().sum()) for name in found.names]) / 2
-    true = np.maximum(1, np.rint(scored * always / (2 - always))).astype(
-        np.int64
-    )  # F1 = 2 true / (scored + true)
+    # Always saying yes has F1 = 2 true / (scored + true).
+    true = np.maximum(1, np.rint(scored * always / (2 - always))).astype(np.int64)
     false = np.maximum(0, np.rint(scored) - true).astype(np.int64)
     hits = np.random.default_rng(seed).hypergeometric(true, false, true, (DRAWS, len(true)))
     luck = np.maximum(always, hits / true).mean(-1)

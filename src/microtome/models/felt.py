@@ -76,9 +76,8 @@ def _from(edit: Edit, first: int, positions: tuple[int, ...], batch: Batch) -> E
     if edit.site.positions is not None:
         return edit
     value = edit.value
-    axis = (
-        value.dim() - len(edit.site.axes) + 1
-    )  # values may lack the first axes, or have one for all columns
+    # Values may lack the first axes, or have one for all columns.
+    axis = value.dim() - len(edit.site.axes) + 1
     if axis >= 0 and value.shape[axis] > 1:
         value = value.narrow(axis, first, batch.end - first)
     return replace(edit, site=edit.site.at(*positions), value=value)

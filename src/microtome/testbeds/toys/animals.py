@@ -93,9 +93,8 @@ def causes_of(
     if case != "clusters":
         return kind, torch.cat([length, others], -1)
     which = functional.one_hot(kind[:, 0] * LENGTHS + kind[:, 1], LENGTHS**2)
-    strength = 1 + (length - kind).sum(
-        -1, keepdim=True
-    )  # animals of one kind vary here too, by what they are
+    # Animals of one kind vary here too, by what they are.
+    strength = 1 + (length - kind).sum(-1, keepdim=True)
     return kind, torch.cat([which * strength, others], -1)
 
 
