@@ -36,7 +36,7 @@ from microtome.dictionaries.processes import alone, gathered, place, summed
 from microtome.dictionaries.recipe import Recipe
 from microtome.dictionaries.scene import OwnUnits, Scene, Target, squared_error
 from microtome.dictionaries.selection import Selection, above, top_k
-from microtome.dictionaries.variants import FORGET, Outcome, Variant, variant_of
+from microtome.dictionaries.variants import BatchTopKVariant, Outcome, TopKVariant
 
 _SHARED = ("decoder_bias", "skip")
 
@@ -107,50 +107,19 @@ class _ShardedScene(Scene):
         return _together(paid)
 
 
-class _ShardedTopK(Variant):
+class _ShardedTopK(TopKVariant):
     """The k largest of all processes' units."""
 
-    def __init__(self, recipe: Recipe, whole: Variant) -> None:
-        super().__init__(recipe)
-        self._whole = whole
-
-    def run(self, scene: Scene) -> Outcome:
+    def chosen(self, scene: Scene, k: int) -> Selection:
         x, encoder, bias = scene.product
-        k = int(self.recipe.on)
-        chosen = _largest_of_all(top_k(x, encoder, bias, min(k, len(encoder))), k)
-        drive = scene.sparse(chosen)
-        codes = drive.pre.relu()
-        error = scene.error(drive, codes)
-        return Outcome(error, error, drive, codes)
-
-    def activation(self, parameters: dict[str, Tensor], held: dict[str, float]) -> Any:
-        return self._whole.activation(parameters, held)
+        return _largest_of_all(top_k(x, encoder, bias, min(k, len(encoder))), k)
 
 
-class _SharedBatchTopK(Variant):
-    """The largest of all processes' rows and units; `rows`: how many of the batch's rows each of its own stands for."""
+class _SharedBatchTopK(BatchTopKVariant):
+    """The largest of all processes' rows and units."""
 
-    def __init__(self, recipe: Recipe, rows: int) -> None:
-        super().__init__(recipe)
-        self._whole, self._rows = variant_of(recipe), rows
-
-    def begin(self, scene: Scene) -> dict[str, float]:
-        return self._whole.begin(scene)
-
-    def run(self, scene: Scene) -> Outcome:
-        count = max(1, round(self.recipe.on * len(scene.x) * self._rows))
-        chosen = _largest_of_batch(scene, count, 0.8 * scene.held["threshold"])
-        self._least = chosen.least
-        drive = scene.sparse(chosen)
-        codes = drive.pre.relu()
-        error = scene.error(drive, codes)
-        return Outcome(error, error, drive, codes)
-
-    def hold(self, scene: Scene, on: float) -> None:
-        scene.held["threshold"] += FORGET * (self._least - scene.held["threshold"])
-
-    def activation(self, parameters: dict[str, Tensor], held: dict[str, float]) -> Any:
-        return self._whole.activation(parameters, held)
+    def chosen(self, scene: Scene, count: int, guess: float) -> Selection:
+        return _largest_of_batch(scene, count, guess)
 
 
 class Sharded(Learner):
@@ -184,7 +153,7 @@ class Sharded(Learner):
         self.masks = {name: mask[self._own] for name, mask in self.masks.items()}
         self.idle = self.idle[self._own].clone()
         if recipe.activation == "topk":
-            self.variant = _ShardedTopK(recipe, variant_of(recipe))
+            self.variant = _ShardedTopK(recipe)
         elif recipe.activation == "batch_topk":
             self.variant = _SharedBatchTopK(recipe, 1)
         self.adam = torch.optim.Adam(

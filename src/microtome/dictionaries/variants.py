@@ -35,7 +35,7 @@ from microtome.dictionaries.scene import Scene
 from microtome.dictionaries.selection import Selection, above, batch_top_k, chunks, top_k
 
 _DENSE: Final = 0.1  # of entries on, from which the whole matrix is faster
-FORGET: Final = 0.01  # of what is held, in a step
+_FORGET: Final = 0.01  # of what is held, in a step
 _GAIN: Final = 0.02  # of the coefficient of a penalty
 _SHIFT: Final = 0.1  # of thresholds
 _MULTI: Final = 1 / 8
@@ -172,10 +172,16 @@ class _Gated(_Positive):
         return Gated(scale, parameters["shift"] - scale * parameters["bias"])
 
 
-class _TopK(Variant):
+class TopKVariant(Variant):
+    """The k largest of each row."""
+
+    def chosen(self, scene: Scene, k: int) -> Selection:
+        """The entries that count."""
+        return top_k(*scene.product, k, self.recipe.half)
+
     def run(self, scene: Scene) -> Outcome:
         k = int(self.recipe.on)
-        chosen = top_k(*scene.product, k * self.recipe.multi, self.recipe.half)
+        chosen = self.chosen(scene, k * self.recipe.multi)
         drive = scene.sparse(chosen)
         codes = drive.pre.relu()
         if self.recipe.multi == 1:
@@ -229,17 +235,23 @@ class _MatchingPursuit(Variant):
         return MatchingPursuit(int(self.recipe.on))
 
 
-class _BatchTopK(Variant):
-    def begin(self, scene: Scene) -> dict[str, float]:
-        return {"threshold": batch_top_k(*scene.product, self._count(scene)).least}
+class BatchTopKVariant(Variant):
+    """The largest of the batch, rows times k. rows: of the whole batch, for each that a scene holds."""
 
-    def _count(self, scene: Scene) -> int:
-        return max(1, round(self.recipe.on * len(scene.x)))
+    def __init__(self, recipe: Recipe, rows: int = 1) -> None:
+        super().__init__(recipe)
+        self._rows = rows
+
+    def begin(self, scene: Scene) -> dict[str, float]:
+        return {"threshold": batch_top_k(*scene.product, max(1, round(self.recipe.on * len(scene.x)))).least}
+
+    def chosen(self, scene: Scene, count: int, guess: float) -> Selection:
+        """The entries that count, of this many. guess: something below the smallest of them makes it faster."""
+        return batch_top_k(*scene.product, count, guess, self.recipe.half)
 
     def run(self, scene: Scene) -> Outcome:
-        chosen = batch_top_k(
-            *scene.product, self._count(scene), 0.8 * scene.held["threshold"], self.recipe.half
-        )
+        count = max(1, round(self.recipe.on * len(scene.x) * self._rows))
+        chosen = self.chosen(scene, count, 0.8 * scene.held["threshold"])
         drive = scene.sparse(chosen)
         self._least = chosen.least
         codes = drive.pre.relu()
@@ -247,7 +259,7 @@ class _BatchTopK(Variant):
         return Outcome(error, error, drive, codes)
 
     def hold(self, scene: Scene, on: float) -> None:
-        scene.held["threshold"] += FORGET * (self._least - scene.held["threshold"])
+        scene.held["threshold"] += _FORGET * (self._least - scene.held["threshold"])
 
     def activation(self, parameters: dict[str, Tensor], held: dict[str, float]) -> Activation:
         return JumpReLU(torch.full_like(parameters["bias"], held["threshold"]))
@@ -306,8 +318,8 @@ def variant_of(recipe: Recipe) -> Variant:
     """The kind of dictionary that a recipe asks for."""
     kinds: dict[str, type[Variant]] = {
         "relu": _ReLU,
-        "topk": _TopK,
-        "batch_topk": _BatchTopK,
+        "topk": TopKVariant,
+        "batch_topk": BatchTopKVariant,
         "jumprelu": _JumpReLU,
         "gated": _Gated,
         "matching_pursuit": _MatchingPursuit,
