@@ -21,9 +21,10 @@ def test_torchrun_trains_what_one_process_trains(tmp_path: Path) -> None:
     text.write_text("One day a girl named Lily went to the park. She saw a big dog.\n\n" * 40)
     words = ["train", "fruitfly", str(text), *WORDS, "--out"]
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # The machine's own name need not lead back to it.
+    here = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
     with subprocess.Popen(
-        [*launcher, "-m", "microtome", *words, str(shared)],
+        [sys.executable, "-m", "torch.distributed.run", *here, "-m", "microtome", *words, str(shared)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
