@@ -6,6 +6,7 @@ and device, and changes when a single weight does.
 
 import hashlib
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,13 +21,17 @@ _PACKAGES = ("microtome", "torch", "transformers")
 
 def versions() -> dict[str, str]:
     """Versions of Python, microtome, torch and transformers; nothing is imported to find out."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {"python": platform.python_version()} | {package: _version(package) for package in _PACKAGES}
+
+
+def _version(package: str) -> str:
+    """As the package itself says where it is loaded: of torch that tells the build too, which metadata may not."""
+    if isinstance(said := getattr(sys.modules.get(package), "__version__", None), str):
+        return str(said)
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _now() -> str:

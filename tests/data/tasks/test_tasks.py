@@ -220,12 +220,13 @@ def test_hyphens_and_underscores_are_the_same() -> None:
 
 def test_tasks_of_other_packages_enter_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     home = "microtome.data.tasks.agreement"
-    points = [
+    points = (
         EntryPoint("their_task", f"{home}:TASK", "microtome.tasks"),
         EntryPoint("not_a_task", f"{home}:TEMPLATES", "microtome.tasks"),
         EntryPoint("missing", "no.such.module:TASK", "microtome.tasks"),
-    ]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "microtome.tasks" else [])
+    )
+    # What is installed has been read before, and is not read again.
+    monkeypatch.setattr(plugins, "_points", lambda kind: points if kind == "tasks" else ())
     assert set(tasks.names()) == {*NAMES, "their-task", "not-a-task", "missing"}
     assert tasks.get("their-task") is tasks.get("agreement")
     with pytest.raises(PluginError, match="task not-a-task to name a Task"):
