@@ -255,6 +255,8 @@ def test_a_plan_is_read_from_toml_and_single_fields_replaced(tmp_path: Path) -> 
     assert (recipe.initial, recipe.prefixes) == ("data", (4, 8))
     with pytest.raises(InputError, match="cannot be read"):
         Plan.of_file(tmp_path / "none.toml")
+    with pytest.raises(InputError, match=r"k\.1: Input should be greater than 0"):
+        Plan.of_file(path, {"k": "8,0"})
     path.write_text("width = [")
     with pytest.raises(InputError, match="is no TOML"):
         Plan.of_file(path)

@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from microtome.core import config as base
 from microtome.core.errors import InputError, StoreError
@@ -57,7 +57,7 @@ class Plan(base.Config):
     downstream: float = Field(1.0, ge=0, description="End to end: weight of the error at later sites.")
     local: float = Field(0.0, ge=0, description="End to end: weight of the error at the sites written.")
     width: tuple[int, ...] = Field((1024,), description="Units.")
-    k: tuple[float, ...] = Field((), description="Units on in a row; by default 32.")
+    k: tuple[PositiveFloat, ...] = Field((), description="Units on in a row; by default 32.")
     coefficient: tuple[float, ...] = Field((), description="Weights of a penalty, instead of units on.")
     activation: tuple[Kind, ...] = Field(("topk",), description="Which units are on.")
     seeds: tuple[int, ...] = Field((0,), description="Of first directions.")
